@@ -1,0 +1,133 @@
+"""A denoiser on disk: Hugging Face's directory layout, safetensors only, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.transformer import Denoiser
+from redraft.errors import RedraftError, RequestError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes next to `path`, flushes to disk, then renames: a reader sees the old file or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RedraftError(f"{path} could not be written: {error.strerror or error}") from None
+
+
+def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """safetensors, atomically; raises RedraftError when the disk is full or the folder can't be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, {"format": "pt"})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RedraftError(f"{path} could not be written: {error}") from None
+
+
+def state_dict(model: Denoiser, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Parameters by name, a tied head left out."""
+    tied = model.config.tie_word_embeddings
+    return {
+        k: v.detach() if dtype is None else v.detach().to(dtype)
+        for k, v in model.state_dict().items()
+        if not (tied and k == "lm_head.weight")
+    }
+
+
+def save(model: Denoiser, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """config.json and model.safetensors into `folder` (made if absent)."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder} can't be made: {error.strerror}") from None
+    save_weights(folder / WEIGHTS, state_dict(model, dtype))
+    write_atomically(folder / "config.json", (json.dumps(model.config.to_dict(), indent=2) + "\n").encode())
+
+
+def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index lists.
+
+    Raises RequestError for a folder without safetensors (pickles are never read) and for a truncated file.
+    """
+    folder = Path(folder)
+    names = [WEIGHTS]
+    if (folder / INDEX).exists():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise RequestError(f"{folder / INDEX} can't be read: {error}") from None
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+            hint = f" ({pickles[0]} is a pickle, which redraft never opens: convert it)" if pickles else ""
+            raise RequestError(f"{folder} has no {name}{hint}")
+        try:
+            with safe_open(path, "pt") as file:
+                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise RequestError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
+    return tensors
+
+
+def load_into(model: Denoiser, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copies tensors into the model in its dtype; raises RequestError on a missing, surplus or misshapen one."""
+    own = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        own.pop("lm_head.weight", None)
+        tensors = {k: v for k, v in tensors.items() if k != "lm_head.weight"}
+    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or surplus:
+        what = f"lacks {missing[0]}" if missing else f"holds {surplus[0]}, which the config has no place for"
+        raise RequestError(f"{source} {what}: config.json and weights don't belong together")
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            shapes = f"{list(tensors[name].shape)} where the config wants {list(parameter.shape)}"
+            raise RequestError(f"{source}: {name} is {shapes}")
+        parameter.copy_(tensors[name])
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, config: DenoiserConfig | None = None) -> Denoiser:
+    """A denoiser in eval mode from a folder of ours."""
+    model = Denoiser(config or DenoiserConfig.load(folder)).to(dtype)
+    load_into(model, read_tensors(folder), str(folder))
+    return model.eval()
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Size and sha256 of every file of a model, by name."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.name[0] != ".")
+    return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}

@@ -1,0 +1,262 @@
+"""The network p(x_0 | x_t, context): one weight stack in two roles.
+
+*encode* reads clean tokens causally, writes their keys and values, and gives AR logits.
+*denoise* reads a canvas bidirectionally over that cache, and gives logits for what each slot should hold.
+
+A Llama-type decoder: RMSNorm before each half, rotary positions in the half-rotate convention, grouped queries,
+SwiGLU; with flags for q/k/v biases (Qwen2) and per-head q/k norms (Qwen3). Parameter names are transformers' own,
+so that a Llama, Qwen2 or Qwen3 file loads without renaming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redraft.denoiser.config import DenoiserConfig
+
+MASKED = -1e30  # finite: a padding row that sees nothing then averages garbage in place of giving NaN
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., T, head_dim] in float32 for integer positions [..., T] (RoFormer, half-rotate layout)."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
+    angles = positions[..., None].float() * (1.0 / theta**exponent)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Applies rotary positions to heads [B, T, H, D]; cos and sin are [B, T, D]."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos[..., None, :].to(x.dtype) + turned * sin[..., None, :].to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What the rows of one pass may attend to, in one of two equivalent forms.
+
+    dense: additive float mask [B, 1, T, S + T] over the S cached and the T present rows.
+    clean, canvas: the same for training rows laid out as L clean rows followed by N canvases of C slots each,
+    without the products that are masked anyway: clean [B, 1, L, L], canvas [B * N, 1, C, L + C].
+    """
+
+    dense: Tensor | None = None
+    clean: Tensor | None = None
+    canvas: Tensor | None = None
+
+    @staticmethod
+    def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Boolean mask (True may attend) to an additive one."""
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, MASKED)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        size, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(size, self.heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, size, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Visibility, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x [B, T, hidden] -> (out [B, T, hidden], the present rows' (k, v), each [B, T, kv_heads, head_dim])."""
+        batch, rows, _ = x.shape
+        q = self.q_proj(x).view(batch, rows, self.heads, self.head_dim)
+        k = self.k_proj(x).view(batch, rows, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).view(batch, rows, self.kv_heads, self.head_dim)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if visible.dense is not None:
+            keys, values = (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
+            out = self._attend(q, keys, values, visible.dense)
+        else:
+            out = self._attend_split(q, k, v, visible)
+        return self.o_proj(out.reshape(batch, rows, -1)), (k, v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Heads [B, T, H, D] in, [B, T, H, D] out."""
+        grouped = self.heads != self.kv_heads
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.to(q.dtype), enable_gqa=grouped
+        )
+        return out.transpose(1, 2)
+
+    def _attend_split(self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility) -> Tensor:
+        """[x_0 ‖ x_t] with each canvas attending to the clean rows and to itself: about a third of the dense work."""
+        assert visible.clean is not None and visible.canvas is not None
+        batch, clean_rows = q.shape[0], visible.clean.shape[-1]
+        slots = visible.canvas.shape[-2]
+        clean = self._attend(q[:, :clean_rows], k[:, :clean_rows], v[:, :clean_rows], visible.clean)
+        canvases = (q.shape[1] - clean_rows) // slots
+
+        def per_canvas(x: Tensor) -> Tensor:  # [B, N*C, H, D] -> [B, N, C, H, D]
+            return x[:, clean_rows:].unflatten(1, (canvases, slots))
+
+        def with_clean(x: Tensor) -> Tensor:  # -> [B*N, L + C, H, D]
+            text = x[:, None, :clean_rows].expand(-1, canvases, -1, -1, -1)
+            return torch.cat((text, per_canvas(x)), 2).flatten(0, 1)
+
+        noisy = self._attend(per_canvas(q).flatten(0, 1), with_clean(k), with_clean(v), visible.canvas)
+        return torch.cat((clean, noisy.reshape(batch, canvases * slots, *q.shape[2:])), 1)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, 2020)."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Visibility, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, present = self.self_attn(self.input_layernorm(x), cos, sin, visible, past)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), present
+
+
+class SelfConditioning(nn.Module):
+    """Adds what the last step expected to a canvas row's embedding (DiffusionGemma, transformers 5.12).
+
+    rms(embedding + down(gelu(gate(n)) * up(n))), n = norm(expected embedding); the outer norm has no weight.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.pre_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.eps = config.rms_norm_eps
+
+    def forward(self, embedding: Tensor, expected: Tensor) -> Tensor:
+        n = self.pre_norm(expected)
+        mixed = embedding + self.down_proj(F.gelu(self.gate_proj(n), approximate="tanh") * self.up_proj(n))
+        return F.rms_norm(mixed, (mixed.shape[-1],), eps=self.eps)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm; the part that transformers calls `model`."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.canvas_rows_marked:
+            self.canvas_embedding = nn.Parameter(torch.zeros(config.hidden_size))
+            self.locked_embedding = nn.Parameter(torch.zeros(config.hidden_size))
+        if config.self_conditioning:
+            self.self_conditioning = SelfConditioning(config)
+
+    def embed(self, tokens: Tensor, canvas: Tensor | None, locked: Tensor | None, expected: Tensor | None) -> Tensor:
+        """tokens [B, T]; canvas, locked: bool [B, T] or None (all clean); expected: probabilities [B, T, V]."""
+        x = self.embed_tokens(tokens)
+        if canvas is None:
+            return x
+        if self.config.self_conditioning:
+            # Zeros on the first step, as DiffusionGemma does; clean rows stay untouched.
+            soft = torch.zeros_like(x) if expected is None else expected.to(x.dtype) @ self.embed_tokens.weight
+            x = torch.where(canvas[..., None], self.self_conditioning(x, soft), x)
+        if self.config.canvas_rows_marked:
+            x = x + canvas[..., None].to(x.dtype) * self.canvas_embedding
+            if locked is not None:
+                x = x + (locked & canvas)[..., None].to(x.dtype) * self.locked_embedding
+        return x
+
+
+class Denoiser(nn.Module):
+    """See the module's docstring. `forward` gives hidden states; `logits` turns chosen rows into logits."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.reset_parameters()
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Normal(0, 0.02) with the residual projections scaled by 1/sqrt(2 * layers) (GPT-2)."""
+        residual = 0.02 / (2 * self.config.num_hidden_layers) ** 0.5
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                continue
+            std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            nn.init.normal_(p, std=std, generator=generator)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        visible: Visibility,
+        canvas: Tensor | None = None,
+        locked: Tensor | None = None,
+        expected: Tensor | None = None,
+        past: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Hidden states after the final norm [B, T, hidden], and each layer's (k, v) of the present rows.
+
+        tokens, positions: int64 [B, T]. canvas, locked: bool [B, T]; None means all rows are clean.
+        expected: the last step's probabilities [B, T, V], for self-conditioning. past: per layer (k, v), each
+        [B, S, kv_heads, head_dim], rotated already.
+        """
+        config = self.config
+        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        x = self.model.embed(tokens, canvas, locked, expected)
+        present: list[tuple[Tensor, Tensor]] = []
+        for i, layer in enumerate(self.model.layers):
+            x, kv = layer(x, cos, sin, visible, None if past is None else past[i])
+            present.append(kv)
+        return self.model.norm(x), present
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden rows [..., hidden] to logits [..., vocab]."""
+        return self.lm_head(hidden)
+
+    def parameter_count(self) -> int:
+        """Parameters, a tied embedding counted once."""
+        return sum(p.numel() for p in self.parameters())
