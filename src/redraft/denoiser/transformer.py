@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.rotary import frequencies
 
 MASKED = -1e30  # finite: a padding row that sees nothing then averages garbage in place of giving NaN
 
@@ -33,19 +34,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [..., T, head_dim] in float32 for integer positions [..., T] (RoFormer, half-rotate layout)."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
-    angles = positions[..., None].float() * (1.0 / theta**exponent)
+def rotary_angles(positions: Tensor, config: DenoiserConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., T, rotary_dim] in float32 for integer positions [..., T] (RoFormer, half-rotate layout)."""
+    size = config.rotary_dim
+    exponents = torch.arange(0, size, 2, dtype=torch.int64, device=positions.device).float() / size
+    angles = positions[..., None].float() * frequencies(exponents, config)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies rotary positions to heads [B, T, H, D]; cos and sin are [B, T, D]."""
-    first, second = x.chunk(2, dim=-1)
+    """Applies rotary positions to heads [B, T, H, D]; cos and sin are [B, T, rotary_dim <= D]."""
+    size = cos.shape[-1]
+    turning = x[..., :size]
+    first, second = turning.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return x * cos[..., None, :].to(x.dtype) + turned * sin[..., None, :].to(x.dtype)
+    out = turning * cos[..., None, :].to(x.dtype) + turned * sin[..., None, :].to(x.dtype)
+    return out if size == x.shape[-1] else torch.cat((out, x[..., size:]), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -244,8 +249,7 @@ class Denoiser(nn.Module):
         expected: the last step's probabilities [B, T, V], for self-conditioning. past: per layer (k, v), each
         [B, S, kv_heads, head_dim], rotated already.
         """
-        config = self.config
-        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        cos, sin = rotary_angles(positions, self.config)
         x = self.model.embed(tokens, canvas, locked, expected)
         present: list[tuple[Tensor, Tensor]] = []
         for i, layer in enumerate(self.model.layers):
