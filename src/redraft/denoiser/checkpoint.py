@@ -84,14 +84,18 @@ def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     for name in names:
         path = folder / name
         if not path.exists():
-            pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+            pickles = sorted(
+                p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)
+            )
             hint = f" ({pickles[0]} is a pickle, which redraft never opens: convert it)" if pickles else ""
             raise RequestError(f"{folder} has no {name}{hint}")
         try:
             with safe_open(path, "pt") as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise RequestError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
+            raise RequestError(
+                f"{path} is truncated or not a safetensors file ({error}); fetch it again"
+            ) from None
     return tensors
 
 
@@ -133,7 +137,9 @@ def build(
     return model.eval()
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, config: DenoiserConfig | None = None) -> Denoiser:
+def load(
+    folder: str | Path, dtype: torch.dtype = torch.float32, config: DenoiserConfig | None = None
+) -> Denoiser:
     """A denoiser in eval mode from a folder of ours (`families.load` reads other families' too)."""
     return build(config or DenoiserConfig.load(folder), read_tensors(folder), str(folder), dtype)
 
@@ -148,5 +154,7 @@ def sha256(path: Path) -> str:
 
 def manifest(folder: Path) -> dict[str, Any]:
     """Size and sha256 of every file of a model, by name."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.name[0] != ".")
+    files = sorted(
+        p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.name[0] != "."
+    )
     return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}

@@ -68,6 +68,11 @@ class DenoiserConfig:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise RequestError(f"config: {name} {token} lies outside the vocabulary of {self.vocab_size}")
+        outside = [t for t in self.eos_token_ids if not 0 <= t < self.vocab_size]
+        if outside:
+            raise RequestError(
+                f"config: eos token {outside[0]} lies outside the vocabulary of {self.vocab_size}"
+            )
 
     @property
     def rotary_dim(self) -> int:
@@ -137,5 +142,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "float": (lambda v: (_whole(v) or isinstance(v, float)) and 0 < v < math.inf, "a positive number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
     "str": (lambda v: isinstance(v, str), "a string"),
-    "tuple[int, ...]": (lambda v: isinstance(v, list | tuple) and all(_whole(t) for t in v), "a list of token ids"),
+    "tuple[int, ...]": (
+        lambda v: isinstance(v, list | tuple) and all(_whole(t) for t in v),
+        "a list of token ids",
+    ),
 }

@@ -35,7 +35,9 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             kinds = ", ".join(("default", *ROPE_TYPES))
-            raise RequestError(f"config: rope scaling {self.rope_type!r} is not supported; redraft has {kinds}")
+            raise RequestError(
+                f"config: rope scaling {self.rope_type!r} is not supported; redraft has {kinds}"
+            )
         for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -99,7 +99,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if visible.dense is not None:
-            keys, values = (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
+            keys, values = (
+                (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
+            )
             out = self._attend(q, keys, values, visible.dense)
         else:
             out = self._attend_split(q, k, v, visible)
@@ -109,13 +111,18 @@ class Attention(nn.Module):
         """Heads [B, T, H, D] in, [B, T, H, D] out."""
         grouped = self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.to(q.dtype), enable_gqa=grouped
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask.to(q.dtype),
+            enable_gqa=grouped,
         )
         return out.transpose(1, 2)
 
     def _attend_split(self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility) -> Tensor:
         """[x_0 ‖ x_t] with each canvas attending to the clean rows and to itself: about a third of the dense work."""
-        assert visible.clean is not None and visible.canvas is not None
+        assert visible.clean is not None
+        assert visible.canvas is not None
         batch, clean_rows = q.shape[0], visible.clean.shape[-1]
         slots = visible.canvas.shape[-2]
         clean = self._attend(q[:, :clean_rows], k[:, :clean_rows], v[:, :clean_rows], visible.clean)
@@ -196,14 +203,18 @@ class Decoder(nn.Module):
         if config.self_conditioning:
             self.self_conditioning = SelfConditioning(config)
 
-    def embed(self, tokens: Tensor, canvas: Tensor | None, locked: Tensor | None, expected: Tensor | None) -> Tensor:
+    def embed(
+        self, tokens: Tensor, canvas: Tensor | None, locked: Tensor | None, expected: Tensor | None
+    ) -> Tensor:
         """tokens [B, T]; canvas, locked: bool [B, T] or None (all clean); expected: probabilities [B, T, V]."""
         x = self.embed_tokens(tokens)
         if canvas is None:
             return x
         if self.config.self_conditioning:
             # Zeros on the first step, as DiffusionGemma does; clean rows stay untouched.
-            soft = torch.zeros_like(x) if expected is None else expected.to(x.dtype) @ self.embed_tokens.weight
+            soft = (
+                torch.zeros_like(x) if expected is None else expected.to(x.dtype) @ self.embed_tokens.weight
+            )
             x = torch.where(canvas[..., None], self.self_conditioning(x, soft), x)
         if self.config.canvas_rows_marked:
             x = x + canvas[..., None].to(x.dtype) * self.canvas_embedding
