@@ -78,8 +78,11 @@ def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     if (folder / INDEX).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{folder / INDEX} can't be read: {error}") from None
+        for name in names:
+            if Path(name).name != name:
+                raise RequestError(f"{folder / INDEX} names {name}, which lies outside the folder")
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         path = folder / name
