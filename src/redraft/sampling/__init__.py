@@ -1,0 +1,30 @@
+"""Reverse diffusion, free of any network: from logits to the next canvas. Needs no torch.
+
+canvas = begin(settings, vocabulary, key, position)
+while not canvas.finished:
+    canvas = advance(canvas, network(canvas.tokens))     # only the rows wanted(canvas) are needed
+tokens = outcome(canvas)
+"""
+
+from redraft.sampling.canvas import Canvas, advance, begin, outcome
+from redraft.sampling.noise import NoiseKey, gumbel
+from redraft.sampling.reading import wanted
+from redraft.sampling.settings import SamplerSettings, SlotVocabulary, WarpSettings
+from redraft.sampling.state import SlotState
+from redraft.sampling.warp import choose, warp
+
+__all__ = [
+    "Canvas",
+    "NoiseKey",
+    "SamplerSettings",
+    "SlotState",
+    "SlotVocabulary",
+    "WarpSettings",
+    "advance",
+    "begin",
+    "choose",
+    "gumbel",
+    "outcome",
+    "wanted",
+    "warp",
+]
