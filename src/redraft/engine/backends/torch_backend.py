@@ -35,7 +35,9 @@ def _round_up(count: int, multiple: int) -> int:
 class TorchContext:
     """Keys and values [layers, capacity, kv_heads, head_dim]; rows past `length` are scratch for the canvas."""
 
-    def __init__(self, config: DenoiserConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: DenoiserConfig, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.limit = config.max_position_embeddings
         rows = _round_up(max(1, min(capacity, self.limit)), KEY_BLOCK)
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, config.head_dim)
@@ -71,7 +73,9 @@ class TorchContext:
         """
         needed = self._length + rows
         if needed > self.limit:
-            raise RequestError(f"{needed} tokens don't fit into the context of {self.limit}: shorten the prompt")
+            raise RequestError(
+                f"{needed} tokens don't fit into the context of {self.limit}: shorten the prompt"
+            )
         have = self.keys.shape[1]
         if needed <= have:
             return
