@@ -57,7 +57,8 @@ def write_model(folder: Path) -> Path:
     byte_level().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": TEMPLATE, "eos_token": "<|eos|>"})
-    )(folder / "config.json").write_text(
+    )
+    (folder / "config.json").write_text(
         json.dumps({"model_type": "redraft", "eos_token_ids": [0, 1], "mask_token_id": 4})
     )
     (folder / "generation_config.json").write_text(json.dumps({"threshold": 0.8}))

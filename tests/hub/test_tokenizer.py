@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_a_conversation_has_the_templates_special_tokens_and_no_others(
     assert [i for i in ids.tolist() if i in specials] == expected
     # Between them stands what was written (trimmed, as the template says).
     ends = [n for n, i in enumerate(ids.tolist()) if i in specials]
-    texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(ends, ends[1:], strict=False)]
+    texts = [tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(ends)]
     assert texts == [content.strip() for _, content in turns]
 
 
