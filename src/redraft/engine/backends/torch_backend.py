@@ -216,7 +216,7 @@ class TorchBackend:
         network = self.model.model
         to = self._to_device
         x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
-        cos, sin = rotary_angles(to(positions), self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary_angles(to(positions), self.config)
         for index, layer in enumerate(network.layers):
             assert isinstance(layer, Layer)
             x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, parts)
