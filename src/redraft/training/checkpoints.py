@@ -46,7 +46,8 @@ def names(model: Denoiser, optimizer: torch.optim.Optimizer) -> list[tuple[str, 
 
 
 def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any], keep: int) -> Path:
-    """Writes step-NNNNNN and removes all but the newest `keep`; raises RedraftError (disk full) leaving the old ones."""
+    """Writes step-NNNNNN and removes all but the newest `keep`. Raises RedraftError when it can't be written (disk
+    full); the older ones are then still there."""
     final = folder / f"step-{state.step:06d}"
     part = folder / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -59,7 +60,9 @@ def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any],
         for name in TOKENIZER_FILES:
             if (data / name).exists():
                 shutil.copyfile(data / name, part / name)
-        checkpoint.save_weights(part / "training_state" / "weights.safetensors", checkpoint.state_dict(state.model))
+        checkpoint.save_weights(
+            part / "training_state" / "weights.safetensors", checkpoint.state_dict(state.model)
+        )
         tensors = {
             f"{i}/{name}/{key}": value
             for i, optimizer in enumerate(state.optimizers)
@@ -67,8 +70,15 @@ def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any],
             for key, value in optimizer.state[p].items()
         }
         checkpoint.save_weights(part / "training_state" / "optimizer.safetensors", tensors)
-        about = {"step": state.step, "seconds": state.seconds, "ema_updates": state.ema.updates, "recipe": recipe}
-        checkpoint.write_atomically(part / "training_state" / "state.json", json.dumps(about, indent=2).encode())
+        about = {
+            "step": state.step,
+            "seconds": state.seconds,
+            "ema_updates": state.ema.updates,
+            "recipe": recipe,
+        }
+        checkpoint.write_atomically(
+            part / "training_state" / "state.json", json.dumps(about, indent=2).encode()
+        )
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
     except OSError as error:
@@ -91,6 +101,12 @@ def complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / "training_state" / "state.json").exists())
 
 
+def newest(folder: str | Path) -> Path:
+    """A model folder as it is; of a run's folder its last complete checkpoint."""
+    found = complete(Path(folder))
+    return found[-1] if found else Path(folder)
+
+
 def restore(state: TrainingState, folder: Path) -> None:
     """Continues `state` from a checkpoint folder; raises RequestError when it does not belong to this model."""
     inner = folder / "training_state"
@@ -99,7 +115,9 @@ def restore(state: TrainingState, folder: Path) -> None:
         weights, averaged = load_file(inner / "weights.safetensors"), load_file(folder / checkpoint.WEIGHTS)
         saved = load_file(inner / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise RequestError(f"{folder} can't be resumed from ({error}); remove it to resume from an older one") from None
+        raise RequestError(
+            f"{folder} can't be resumed from ({error}); remove it to resume from an older one"
+        ) from None
     with torch.no_grad():
         checkpoint.load_into(state.model, weights, str(inner))
     device = next(state.model.parameters()).device

@@ -39,7 +39,9 @@ class Prepare(Section):
     tests: list[Source] = []
     vocab_size: int = Field(4096, ge=300, le=65536)
     holdout: int = Field(300, ge=0, description="documents of the sources kept out of training, chosen by id")
-    tokenizer_sample: int | None = Field(None, ge=1, description="documents the tokenizer learns from; all by default")
+    tokenizer_sample: int | None = Field(
+        None, ge=1, description="documents the tokenizer learns from; all by default"
+    )
     seed: int = 0
 
 
@@ -64,7 +66,9 @@ class Corruption(Section):
 
     kind: Literal["absorbing", "uniform", "hybrid"] = "hybrid"
     schedule: Literal["linear", "cosine", "loglinear"] = "linear"
-    uniform_share: Share = Field(0.1, description="hybrid: the largest share of slots replaced by random tokens")
+    uniform_share: Share = Field(
+        0.1, description="hybrid: the largest share of slots replaced by random tokens"
+    )
 
 
 class Canvas(Section):
@@ -129,7 +133,9 @@ class Train(Section):
     batch_rows: int = Field(16, ge=1)
     row_length: int = Field(256, ge=8)
     micro_batches: int = Field(1, ge=1)
-    minutes: float | None = Field(None, gt=0, description="wall-clock budget: the schedule follows time, not steps")
+    minutes: float | None = Field(
+        None, gt=0, description="wall-clock budget: the schedule follows time, not steps"
+    )
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -143,16 +149,23 @@ class Train(Section):
 
 
 class Distill(Section):
-    """Sequence-level distillation: the canvas learns the AR self's own low-temperature continuations."""
+    """Sequence-level distillation: the canvas learns the AR self's own low-temperature continuations.
 
-    prompts: int = Field(4096, ge=1)
+    out: the corpus of continuations, made from the recipe's `init` and `data` before training unless it is there;
+    the mixture names it. prompt_lengths: beginnings of documents that are continued, in tokens.
+    """
+
+    out: str
+    prompts: int = Field(8192, ge=1)
+    prompt_lengths: list[Annotated[int, Field(ge=1)]] = [16, 48, 80, 112, 144]
     tokens: int = Field(96, ge=1)
-    temperature: float = Field(0.5, ge=0)
-    batch: int = Field(128, ge=1)
+    temperature: float = Field(0.4, ge=0)
+    batch: int = Field(256, ge=1)
 
 
 class Recipe(Section):
-    """A whole recipe. data: folder made by prepare. init: a model folder to start from, in place of random weights."""
+    """A whole recipe. data: folder made by prepare. init: a model folder or a run to start from, in place of
+    random weights."""
 
     name: str
     data: str
@@ -243,5 +256,7 @@ def _explain(error: ValidationError) -> str:
         section = _section_at(first["loc"])
         known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.4)
-        return f"unknown key {where}" + (f" (did you mean {near[0]}?)" if near else f"; one of {', '.join(known)}")
+        return f"unknown key {where}" + (
+            f" (did you mean {near[0]}?)" if near else f"; one of {', '.join(known)}"
+        )
     return f"{where}: {first['msg'].lower()}"

@@ -33,7 +33,8 @@ from redraft.training import checkpoints, optim
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
 from redraft.training.data import Corpus
-from redraft.training.distributed import World, join
+from redraft.training.distill import distill
+from redraft.training.distributed import join
 from redraft.training.memory import keep_freed_memory
 from redraft.training.objective import JointObjective, slot_weights
 from redraft.training.packing import Rows
@@ -91,7 +92,9 @@ def forward_process(recipe: Recipe, config: DenoiserConfig) -> corruption.Proces
 class Run:
     """One training run: data, model, optimizers and where they are written."""
 
-    def __init__(self, recipe: Recipe, folder: str | Path, resume: bool, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: str | Path, resume: bool, reporter: Reporter | None = None
+    ) -> None:
         self.recipe, self.folder, self.reporter = recipe, Path(folder), reporter or Silent()
         self.world = join(recipe.train.device)
         if self.world.device.type == "cpu":
@@ -128,26 +131,34 @@ class Run:
     def _check_sizes(self) -> None:
         train, model = self.recipe.train, self.recipe.model
         if train.batch_rows < self.world.size * train.micro_batches:
-            raise RequestError("train.batch_rows must be at least micro_batches times the number of processes")
+            raise RequestError(
+                "train.batch_rows must be at least micro_batches times the number of processes"
+            )
         if train.row_length > model.max_position_embeddings:
             raise RequestError("train.row_length exceeds model.max_position_embeddings")
         if len(self.recipe.canvas.lengths) != len(self.recipe.canvas.length_weights):
-            raise RequestError("canvas.lengths and canvas.length_weights must have the same number of entries")
+            raise RequestError(
+                "canvas.lengths and canvas.length_weights must have the same number of entries"
+            )
 
     def _start(self) -> TrainingState:
         recipe = self.recipe
         if recipe.init:
-            model = checkpoint.load(recipe.init).train()
+            model = checkpoint.load(checkpoints.newest(recipe.init)).train()
         else:
             model = Denoiser(denoiser_config(recipe, self.tokenizer))
             model.reset_parameters(torch.Generator().manual_seed(recipe.train.seed))
         model = model.to(self.world.device)
-        return TrainingState(model, optim.Ema(model, recipe.optimizer.ema), optim.build(model, recipe.optimizer))
+        return TrainingState(
+            model, optim.Ema(model, recipe.optimizer.ema), optim.build(model, recipe.optimizer)
+        )
 
     def _resume(self) -> None:
         found = checkpoints.complete(self.folder)
         if not found:
-            raise RequestError(f"{self.folder} holds no complete checkpoint to resume from; start without --resume")
+            raise RequestError(
+                f"{self.folder} holds no complete checkpoint to resume from; start without --resume"
+            )
         checkpoints.restore(self.state, found[-1])
         self.reporter.message(f"resumed {found[-1]}")
 
@@ -155,7 +166,9 @@ class Run:
         if not self.world.first:
             return
         if not resume and checkpoints.complete(self.folder):
-            raise RequestError(f"{self.folder} already holds a run; go on with --resume or choose another folder")
+            raise RequestError(
+                f"{self.folder} already holds a run; go on with --resume or choose another folder"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
@@ -221,7 +234,9 @@ class Run:
                 "resume from it with a lower optimizer.learning_rate"
             )
         for optimizer, base in zip(
-            state.optimizers, (recipe.optimizer.learning_rate, recipe.optimizer.adam_learning_rate), strict=True
+            state.optimizers,
+            (recipe.optimizer.learning_rate, recipe.optimizer.adam_learning_rate),
+            strict=True,
         ):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
@@ -310,7 +325,9 @@ class Run:
                 "valid_nelbo_se": measured.nelbo_se / measured.tokens,
             }
             samples = sampler(model, self.recipe.train.sample_prompts) if sampler else []
-            self._write_metrics({"step": self.state.step, "seconds": round(self.seconds, 1), **record, "samples": samples})
+            self._write_metrics(
+                {"step": self.state.step, "seconds": round(self.seconds, 1), **record, "samples": samples}
+            )
             self.reporter.message(
                 f"step {self.state.step}: held-out AR {record['valid_ar']:.3f}, NELBO {record['valid_nelbo']:.3f} "
                 f"± {record['valid_nelbo_se']:.3f} nats a token"
@@ -328,6 +345,21 @@ class Run:
         self.world.wait()
 
 
+def _make_distilled(recipe: Recipe, reporter: Reporter) -> None:
+    """The corpus of the model's own continuations, once; the other processes of a group wait until it's there."""
+    assert recipe.distill is not None
+    if recipe.init is None:
+        raise RequestError("distill continues texts with a trained model: name it in init")
+    made = Path(recipe.distill.out) / "train.json"
+    if int(os.environ.get("RANK", "0")):
+        while not made.exists():
+            time.sleep(1)
+        return
+    if not made.exists():
+        model = checkpoints.newest(recipe.init)
+        distill(model, recipe.data, recipe.distill, recipe.train.seed, reporter.message)
+
+
 def train(
     recipe: Recipe,
     folder: str | Path | None = None,
@@ -340,4 +372,6 @@ def train(
     Raises RequestError for what the recipe or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if recipe.distill:
+        _make_distilled(recipe, reporter or Silent())
     return Run(recipe, folder or Path("runs") / recipe.name, resume, reporter).train(sampler)
