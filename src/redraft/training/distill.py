@@ -46,7 +46,12 @@ class _Cache:
 
 @torch.no_grad()
 def continue_texts(
-    model: Denoiser, prompts: Sequence[np.ndarray], tokens: int, temperature: float, generator: torch.Generator, stop: int
+    model: Denoiser,
+    prompts: Sequence[np.ndarray],
+    tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    stop: int,
 ) -> list[np.ndarray]:
     """AR continuations, int64 [<= tokens] each, ended by `stop` (included); one batch, best of similar lengths.
 
@@ -80,8 +85,12 @@ def continue_texts(
         if bool(done.all()):
             break
         at = (lengths + i)[:, None]
-        seen = torch.cat((cache.filled, torch.ones(rows, 1, dtype=torch.bool, device=device)), 1)[:, None, None]
-        hidden, present = model(chosen[:, None], at, Visibility(dense=Visibility.additive(seen)), past=cache.layers)
+        seen = torch.cat((cache.filled, torch.ones(rows, 1, dtype=torch.bool, device=device)), 1)[
+            :, None, None
+        ]
+        hidden, present = model(
+            chosen[:, None], at, Visibility(dense=Visibility.additive(seen)), past=cache.layers
+        )
         cache.append(present, at, torch.ones_like(at, dtype=torch.bool))
         last = hidden[:, -1]
     return [written[i, : int(count[i])].cpu().numpy() for i in range(rows)]
@@ -122,6 +131,10 @@ def distill(
     vocabulary = json.loads((Path(data) / "tokenizer.json").read_text(encoding="utf-8"))
     marks = {t["id"] for t in vocabulary["added_tokens"] if t["content"] in ("<|user|>", "<|assistant|>")}
     stop = model.config.eos_token_ids[0]
+    if settings.tokens >= row_length:
+        raise RequestError(
+            f"distill.tokens must be below train.row_length {row_length}: a prompt comes before them"
+        )
     prompts = draw_prompts(corpus, settings.prompts, marks, row_length - settings.tokens, seed)
     prompts.sort(key=len)
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
@@ -139,5 +152,10 @@ def distill(
         message(f"{len(documents)} of {len(prompts)} prompts continued")
     order = np.random.default_rng(seed).permutation(len(documents))
     return write_corpus(
-        Path(out), "train", [documents[i] for i in order], [starts[i] for i in order], 0, model.config.vocab_size
+        Path(out),
+        "train",
+        [documents[i] for i in order],
+        [starts[i] for i in order],
+        0,
+        model.config.vocab_size,
     )
