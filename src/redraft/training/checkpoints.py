@@ -106,6 +106,12 @@ def _number(folder: Path) -> str:
     return folder.name.removeprefix("step-")
 
 
+def newest(folder: str | Path) -> Path:
+    """A model folder as it is; of a run's folder its last complete checkpoint."""
+    found = complete(Path(folder))
+    return found[-1] if found else Path(folder)
+
+
 def restore(state: TrainingState, folder: Path) -> None:
     """Continues `state` from a checkpoint folder; raises RequestError when it does not belong to this model."""
     inner = folder / "training_state"

@@ -153,16 +153,23 @@ class Train(Section):
 
 
 class Distill(Section):
-    """Sequence-level distillation: the canvas learns the AR self's own low-temperature continuations."""
+    """Sequence-level distillation: the canvas learns the AR self's own low-temperature continuations.
 
-    prompts: int = Field(default=4096, ge=1)
+    out: the corpus of continuations, made from the recipe's `init` and `data` before training unless it is there;
+    the mixture names it. prompt_lengths: beginnings of documents that are continued, in tokens.
+    """
+
+    out: str
+    prompts: int = Field(default=8192, ge=1)
+    prompt_lengths: list[Annotated[int, Field(ge=1)]] = [16, 48, 80, 112, 144]
     tokens: int = Field(default=96, ge=1)
-    temperature: float = Field(default=0.5, ge=0)
-    batch: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.4, ge=0)
+    batch: int = Field(default=256, ge=1)
 
 
 class Recipe(Section):
-    """A whole recipe. data: folder made by prepare. init: a model folder to start from, in place of random weights."""
+    """A whole recipe. data: folder made by prepare. init: a model folder or a run to start from, in place of
+    random weights."""
 
     name: str
     data: str

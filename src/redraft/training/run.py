@@ -30,6 +30,7 @@ from redraft.training import checkpoints, metrics, optim, start
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
 from redraft.training.data import make_folder
+from redraft.training.distill import distill
 from redraft.training.distributed import join
 from redraft.training.interrupt import Interrupt
 from redraft.training.memory import keep_freed_memory
@@ -303,6 +304,21 @@ class Run:
         self.world.wait()
 
 
+def _make_distilled(recipe: Recipe, reporter: Reporter) -> None:
+    """The corpus of the model's own continuations, once; the other processes of a group wait until it's there."""
+    assert recipe.distill is not None
+    if recipe.init is None:
+        raise RequestError("distill continues texts with a trained model: name it in init")
+    made = Path(recipe.distill.out) / "train.json"
+    if int(os.environ.get("RANK", "0")):
+        while not made.exists():
+            time.sleep(1)
+        return
+    if not made.exists():
+        model = checkpoints.newest(recipe.init)
+        distill(model, recipe.data, recipe.distill, recipe.train.seed, reporter.message)
+
+
 def train(
     recipe: Recipe,
     folder: str | Path | None = None,
@@ -315,4 +331,6 @@ def train(
     Raises RequestError for what the recipe or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if recipe.distill:
+        _make_distilled(recipe, reporter or Silent())
     return Run(recipe, folder or Path("runs") / recipe.name, resume, reporter).train(sampler)
