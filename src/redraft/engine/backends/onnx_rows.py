@@ -1,0 +1,94 @@
+"""Which row is where: the index arrays and the mask of one call, from what each request brings to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
+
+MASKED = np.float32(-1e30)  # finite, so that a row that sees nothing averages garbage in place of giving NaN
+# onnxruntime multiplies one query row by another kernel than several, which rounds otherwise: a lone row of the
+# grid gets a copy of itself for company, so that it comes out as it would among others.
+LEAST_GRID_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots."""
+
+    lane: int
+    length: int
+    encode: int
+    canvas: int
+
+    @property
+    def rows(self) -> int:
+        return self.encode + self.canvas
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything of a call that doesn't depend on tokens; see onnx_graph for the arrays' meaning and shapes."""
+
+    position: np.ndarray
+    turn: np.ndarray
+    slot: np.ndarray
+    grid: np.ndarray
+    place: np.ndarray
+    mask: np.ndarray
+
+
+def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
+    """bool [rows, slots]: what each of a request's rows sees of its lane, where slot s holds position s."""
+    block, anchor = config.canvas_length, share.length + share.encode
+    at = np.arange(slots)
+    own = at[share.length : share.length + share.rows]
+    canvas = own >= anchor
+    start = np.where(
+        canvas, canvas_start(config.layout, anchor, block), clean_start(config.layout, own, block)
+    )
+    zero = np.int64(0)
+    queries = Rows(canvas, np.zeros_like(own), own, start, np.zeros_like(own)).queries()
+    document = np.where(at < share.length + share.rows, 0, -1)
+    return allowed(queries, Rows(at >= anchor, document, at, zero, zero))
+
+
+def geometry(config: DenoiserConfig, shares: tuple[Share, ...], lanes: int, slots: int) -> Geometry:
+    """Arrays for these shares on a grid of `lanes` lanes over caches of `slots` rows."""
+    rows = sum(s.rows for s in shares)
+    width = max(LEAST_GRID_ROWS, *(s.rows for s in shares))
+    grid = np.zeros((lanes, width, 2), np.int64)
+    mask = np.zeros((lanes, 1, width, slots), np.float32)
+    slot, place = np.empty((2, 1, rows, 2), np.int64)
+    offset = 0
+    for share in shares:
+        own = slice(offset, offset + share.rows)
+        column = np.arange(share.rows)
+        grid[share.lane, :, 1] = offset + np.minimum(np.arange(width), share.rows - 1)
+        mask[share.lane, 0, : share.rows][~visible(config, share, slots)] = MASKED
+        place[0, own, 0] = slot[0, own, 0] = share.lane
+        place[0, own, 1], slot[0, own, 1] = column, share.length + column
+        offset += share.rows
+    return Geometry(slot[0, :, 1], np.arange(rows)[None], slot, grid, place, mask)
+
+
+class RotaryTable:
+    """cos and sin of the rotary angles, float32 [positions, head_dim / 2], grown as positions come."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        self.frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent
+        self.cos, self.sin = self._table(min(config.max_position_embeddings, 4096))
+
+    def _table(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
+        angles = np.arange(positions, dtype=np.float32)[:, None] * self.frequency
+        return np.cos(angles), np.sin(angles)
+
+    def rows(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos, sin [N, head_dim / 2] for int64 positions [N]."""
+        if position.size and position.max() >= len(self.cos):
+            self.cos, self.sin = self._table(2 * int(position.max()) + 2)
+        return self.cos[position], self.sin[position]
