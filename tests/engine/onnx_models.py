@@ -10,6 +10,7 @@ import torch
 from redraft.denoiser.checkpoint import state_dict
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
+from redraft.denoiser.rotary import RopeScaling
 from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.engine.backends.onnx_graph import Precision
@@ -37,6 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "full": {"layout": "full", "canvas_rows_marked": False, "num_key_value_heads": 4},
     "self_conditioned": {"self_conditioning": True},
     "self_conditioned_unmarked": {"self_conditioning": True, "canvas_rows_marked": False},
+    "partial_rotary": {"partial_rotary_factor": 0.5, "rope_scaling": RopeScaling("linear", 2.0)},
+    "llama3": {"rope_scaling": RopeScaling("llama3", 4.0, original_max_position_embeddings=16)},
     "one_layer_one_head": {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1},
 }
 

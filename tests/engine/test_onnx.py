@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_models import OPTIONS, denoiser, onnx, reference, tokens
 
 from redraft.denoiser import checkpoint
 from redraft.engine.backend import Pass
 from redraft.engine.backends import onnx_backend
 from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.errors import RedraftError, RequestError
+from tests.engine.onnx_models import OPTIONS, denoiser, onnx, reference, tokens
 
 NONE = np.empty(0, np.int64)
 
@@ -104,7 +104,6 @@ def test_wanted_rows_only(backend: OnnxBackend) -> None:
     assert nothing.canvas is None
     no_slot = backend.forward([Pass(context, NONE, canvas=canvas, canvas_rows=NONE)])[0]
     assert no_slot.canvas.shape == (0, 50)
-    assert backend.forward([Pass(context, NONE)])[0].encode.shape == (0, 50)
     assert backend.forward([]) == []
 
 
@@ -193,18 +192,80 @@ def test_long_prompts_in_pieces(layout: str, monkeypatch: pytest.MonkeyPatch) ->
         assert context.length == 90
 
 
-def test_positions_beyond_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = denoiser(max_position_embeddings=4)
+def test_positions_beyond_the_first_table() -> None:
+    model = denoiser(max_position_embeddings=6000, num_hidden_layers=1, num_key_value_heads=4)
     backend = onnx(model)
-    text = tokens(30)
-    got = backend.forward([Pass(backend.new_context(2), text, "all")])[0].encode
-    assert np.abs(got - reference(model, text)).max() < 1e-4
+    context = backend.new_context(1)
+    text, far = tokens(12), tokens(12, seed=1)
+    near = backend.forward([Pass(context, text, canvas=far)])[0].canvas
+    position = backend._rotary.rows(np.array([5999, 4096, 3]))[0]
+    assert np.abs(position[:, 0] - np.cos(np.array([5999.0, 4096.0, 3.0]))).max() < 1e-6
+    context.truncate(0)
+    assert np.array_equal(backend.forward([Pass(context, text, canvas=far)])[0].canvas, near)
 
 
-def test_the_same_context_twice_is_refused(backend: OnnxBackend) -> None:
-    context = backend.new_context(16)
-    with pytest.raises(ValueError, match="once"):
-        backend.forward([Pass(context, tokens(2)), Pass(context, tokens(2))])
+def test_no_row_past_the_models_positions() -> None:
+    backend = onnx(denoiser(max_position_embeddings=10))
+    context = backend.new_context(100)
+    backend.forward([Pass(context, tokens(6))])
+    with pytest.raises(RequestError, match="14 tokens don't fit into the context of 10"):
+        backend.forward([Pass(context, NONE, canvas=tokens(8))])
+    assert backend.forward([Pass(context, NONE, canvas=tokens(4))])[0].canvas.shape == (4, 50)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_shifted_canvas(precision: str) -> None:
+    """Slot j is predicted by the row before it, slot 0 by the last clean row, whenever that was encoded."""
+    model = denoiser(shift=True)
+    backend = onnx(model, precision)
+    prompt, canvas = tokens(6), tokens(8, seed=1)
+    context = backend.new_context(32)
+    together = backend.forward([Pass(context, prompt, "all", canvas)])[0]
+    if precision == "fp32":
+        rows = reference(model, prompt, canvas)
+        assert np.abs(together.encode - rows[:6]).max() < 1e-4
+        assert np.abs(together.canvas - rows[5:13]).max() < 1e-4
+    later = backend.forward([Pass(context, NONE, canvas=canvas)])[0].canvas
+    assert np.array_equal(later, together.canvas)
+    some = backend.forward([Pass(context, NONE, canvas=canvas, canvas_rows=np.array([3, 0]))])[0].canvas
+    assert np.array_equal(some, together.canvas[[3, 0]])
+    context.truncate(5)
+    with pytest.raises(RedraftError, match="last clean row"):
+        backend.forward([Pass(context, NONE, canvas=canvas)])
+    again = backend.forward([Pass(context, prompt[5:], canvas=canvas)])[0].canvas
+    assert np.array_equal(again, together.canvas)
+
+
+def test_shifted_canvas_with_nothing_before_it() -> None:
+    model = denoiser(shift=True)
+    canvas = tokens(8)
+    backend = onnx(model)
+    got = backend.forward([Pass(backend.new_context(8), NONE, canvas=canvas)])[0].canvas
+    assert np.abs(got - reference(model, NONE, canvas)[[0, 0, 1, 2, 3, 4, 5, 6]]).max() < 1e-4
+
+
+def test_canvases_over_one_context(backend: OnnxBackend) -> None:
+    context = backend.new_context(32)
+    backend.forward([Pass(context, tokens(7))])
+    passes = [Pass(context, NONE, canvas=tokens(8, seed)) for seed in range(3)]
+    together = backend.forward(passes)
+    for p, result in zip(passes, together, strict=True):
+        assert np.array_equal(result.canvas, backend.forward([p])[0].canvas)
+    with pytest.raises(RedraftError, match="same call"):
+        backend.forward([Pass(context, tokens(2)), Pass(context, NONE, canvas=tokens(2))])
+
+
+def test_what_a_pass_may_not_be(backend: OnnxBackend) -> None:
+    with pytest.raises(RedraftError, match="must encode or denoise"):
+        backend.forward([Pass(backend.new_context(8), NONE)])
+
+    class Foreign:
+        length = 0
+
+        def truncate(self, length: int) -> None: ...
+
+    with pytest.raises(RedraftError, match="another backend"):
+        backend.forward([Pass(Foreign(), tokens(2))])
 
 
 def test_a_failed_pass_leaves_the_context_as_it_was(backend: OnnxBackend) -> None:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 
-from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser import families
+from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.engine.agreement import smallest_exact_rows
 from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
 from redraft.engine.backends.onnx_graph import PRECISIONS, Precision, build_graph, cache_names
-from redraft.engine.backends.onnx_rows import Geometry, RotaryTable, Share, geometry
+from redraft.engine.backends.onnx_rows import (
+    Geometry,
+    RotaryTable,
+    Share,
+    Wanted,
+    expectations,
+    geometry,
+    tokens_and_roles,
+    wanted_rows,
+)
 from redraft.engine.backends.onnx_weights import prepare, read_tensors
 from redraft.errors import RedraftError, RequestError
 
@@ -28,6 +39,8 @@ INT8_PAYS_FROM = 20_000_000
 LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
+
+EncodeLogits = Literal["none", "last", "all"]
 
 
 def linear_weights(config: DenoiserConfig) -> int:
@@ -68,7 +81,7 @@ class OnnxBackend:
     def __init__(
         self,
         config: DenoiserConfig,
-        tensors: dict[str, np.ndarray],
+        tensors: Mapping[str, np.ndarray],
         precision: Precision = "fp32",
         threads: int = 0,
         spinning: bool = True,
@@ -96,11 +109,20 @@ class OnnxBackend:
 
     @classmethod
     def load(
-        cls, folder: str | Path, precision: Precision | None = None, threads: int = 0, spinning: bool = True
+        cls,
+        folder: str | Path,
+        precision: Precision | None = None,
+        threads: int = 0,
+        spinning: bool = True,
+        **overrides: Any,
     ) -> OnnxBackend:
-        """A model's folder (config.json and safetensors); precision None chooses by size."""
-        config = DenoiserConfig.load(folder)
-        tensors = read_tensors(folder)
+        """A folder of ours or of another family, config.json and safetensors; precision None chooses by size.
+
+        overrides: fields of the config that the folder gets wrong (see families.load_config).
+        """
+        config = families.load_config(folder, **overrides)
+        family = families.identify(read_config(folder), str(folder))
+        tensors = read_tensors(folder, *([] if family is None else [family.rename]))
         return cls(config, tensors, precision or choose_precision(config), threads, spinning, str(folder))
 
     def new_context(self, capacity: int) -> OnnxContext:
@@ -108,63 +130,57 @@ class OnnxBackend:
         return OnnxContext(self.config, capacity)
 
     def forward(self, passes: Sequence[Pass]) -> list[PassResult]:
-        """One network evaluation for each pass; raises ValueError when two passes share a context."""
-        if len({id(p.context) for p in passes}) < len(passes):
-            raise ValueError("a context may appear once in a call")
-        empty = np.empty((0, self.config.vocab_size), np.float32)
-        encoded: list[list[np.ndarray]] = [[empty] for _ in passes]
+        """One network evaluation for each pass. Passes may share a context if none of those encodes.
+
+        Raises RequestError when a pass doesn't fit into the context, RedraftError for one with nothing in it.
+        """
+        _check(passes)
+        encoded: list[list[np.ndarray]] = [[] for _ in passes]
         canvases: list[np.ndarray | None] = [None] * len(passes)
-        pieces = [self._cut(p) for p in passes]
         with self._lock:
-            for turn in range(max(map(len, pieces), default=0)):
-                now = [(i, cut[turn]) for i, cut in enumerate(pieces) if turn < len(cut)]
-                for group in _alike(now):
-                    for (i, piece), result in zip(group, self._run([p for _, p in group]), strict=True):
+            for together in _rounds([self._cut(p) for p in passes]):
+                for group in _alike(together):
+                    for (i, _), result in zip(group, self._run([p for _, p in group]), strict=True):
                         encoded[i].append(result.encode)
-                        canvases[i] = result.canvas if piece.canvas is not None else None
+                        canvases[i] = result.canvas
         return [PassResult(_joined(e), c) for e, c in zip(encoded, canvases, strict=True)]
 
     def _cut(self, p: Pass) -> list[Pass]:
         """A long prompt in pieces, which changes no result; the last piece brings the canvas."""
-        if len(p.encode) == 0 and p.canvas is None:
-            return []
         if len(p.encode) <= LONGEST_ENCODE or self.config.layout == "full":
             return [p]
         step = LONGEST_ENCODE
         if self.config.layout == "block_causal":  # a block's rows see one another, so it stays whole
             step = -(-step // self.config.canvas_length) * self.config.canvas_length
-        start = step - p.context.length % step
-        ends = [*range(start, len(p.encode), step), len(p.encode)]
-        begins = [0, *ends[:-1]]
-        before = "all" if p.encode_logits == "all" else "none"
-        cut = [Pass(p.context, p.encode[a:b], before) for a, b in zip(begins[:-1], ends[:-1], strict=True)]
-        return [*cut, dataclasses.replace(p, encode=p.encode[begins[-1] :])]
+        ends = [*range(step - p.context.length % step, len(p.encode), step), len(p.encode)]
+        pieces = [p.encode[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        before: EncodeLogits = "all" if p.encode_logits == "all" else "none"
+        return [*(Pass(p.context, e, before) for e in pieces[:-1]), dataclasses.replace(p, encode=pieces[-1])]
 
     def _run(self, passes: list[Pass]) -> list[PassResult]:
         """One run of the session; contexts grow by what they encoded only when it went well."""
         contexts = [_own(p.context) for p in passes]
-        sizes = [(len(p.encode), 0 if p.canvas is None else len(p.canvas)) for p in passes]
-        needed = max(c.length + n + slots for c, (n, slots) in zip(contexts, sizes, strict=True))
-        view = gather(self.config, contexts, needed)
-        shares = tuple(Share(c.lane - view.first, c.length, *s) for c, s in zip(contexts, sizes, strict=True))
+        view = gather(
+            self.config, contexts, max(c.length + _rows(p) for c, p in zip(contexts, passes, strict=True))
+        )
+        wanted = [wanted_rows(p, self.config.shift) for p in passes]
         self._bind_view(view)
-        self._bind_geometry(shares, view)
-        wanted = self._bind_rows(passes)
-        logits = np.empty((1, sum(map(len, wanted)), self.config.vocab_size), np.float32)
+        self._bind_geometry(_shares(contexts, passes, view), view)
+        count = self._bind_rows(passes, wanted)
+        logits = np.empty((1, count, self.config.vocab_size), np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's own classes share no base
             raise RedraftError(
-                f"onnxruntime failed in a pass of {sum(map(sum, sizes))} rows: {error}"
+                f"onnxruntime failed in a pass of {sum(map(_rows, passes))} rows: {error}"
             ) from None
-        results, offset = [], 0
-        for p, rows, context in zip(passes, wanted, contexts, strict=True):
-            own = logits[0, offset : offset + len(rows)]
-            offset += len(rows)
-            context.length += len(p.encode)
-            encode_rows = len(rows) if p.canvas is None else _wanted_encode(p).size
-            results.append(PassResult(own[:encode_rows], None if p.canvas is None else own[encode_rows:]))
+        results, at = [], 0
+        for p, w, context in zip(passes, wanted, contexts, strict=True):
+            size = len(w.rows())
+            results.append(_result(logits[0, at : at + size], w, context))
+            at += size
+            context.extend(len(p.encode))
         return results
 
     def _bind_view(self, view: CacheView) -> None:
@@ -188,51 +204,18 @@ class OnnxBackend:
         self._feed(turn=g.turn, slot=g.slot, grid=g.grid, place=g.place, mask=g.mask, cos=cos, sin=sin)
         self._geometry_key = key
 
-    def _bind_rows(self, passes: list[Pass]) -> list[np.ndarray]:
-        """What each row holds, and which rows' logits are wanted; returns the latter for each pass."""
-        wanted: list[np.ndarray] = []
-        tokens: list[np.ndarray] = []
-        roles: list[np.ndarray] = []
-        offset = 0
-        for p in passes:
-            tokens.append(p.encode)
-            roles.append(np.zeros(len(p.encode), np.int64))
-            rows = [_wanted_encode(p)]
-            if p.canvas is not None:
-                tokens.append(p.canvas)
-                roles.append(
-                    np.ones(len(p.canvas), np.int64) if p.locked is None else 1 + p.locked.astype(np.int64)
-                )
-                slots = np.arange(len(p.canvas)) if p.canvas_rows is None else p.canvas_rows
-                rows.append(len(p.encode) + slots)
-            wanted.append(offset + np.concatenate(rows))
-            offset += len(p.encode) + (0 if p.canvas is None else len(p.canvas))
-        all_wanted = np.concatenate(wanted).astype(np.int64)
+    def _bind_rows(self, passes: list[Pass], wanted: list[Wanted]) -> int:
+        """What each row holds, and which rows' logits are wanted; returns how many."""
+        tokens, roles = tokens_and_roles(passes)
+        first = np.cumsum([0, *map(_rows, passes)])
+        rows = np.concatenate([a + w.rows() for a, w in zip(first, wanted, strict=False)])
         self._feed(
-            tokens=np.concatenate(tokens).astype(np.int64)[None],
-            role=np.concatenate(roles)[None],
-            wanted=all_wanted,
-            wanted_place=self._geometry.place[:, all_wanted],
+            tokens=tokens[None], role=roles[None], wanted=rows, wanted_place=self._geometry.place[:, rows]
         )
         if self.config.self_conditioning:
-            self._bind_expected(passes, offset)
-        return wanted
-
-    def _bind_expected(self, passes: list[Pass], rows: int) -> None:
-        known = [p.expected for p in passes if p.canvas is not None and p.expected is not None]
-        expected = np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *known]).astype(
-            np.float32
-        )
-        row_of = np.full((1, rows), len(expected), np.int64)
-        offset = taken = 0
-        for p in passes:
-            offset += len(p.encode)
-            slots = 0 if p.canvas is None else len(p.canvas)
-            if slots and p.expected is not None:
-                row_of[0, offset : offset + slots] = taken + np.arange(slots)
-                taken += slots
-            offset += slots
-        self._feed(expected=expected, expected_row=row_of)
+            expected, row_of = expectations(passes, self.config.vocab_size)
+            self._feed(expected=expected, expected_row=row_of[None])
+        return len(rows)
 
     def _feed(self, **arrays: np.ndarray) -> None:
         """Binds what the graph takes of these; onnxruntime reads the memory in place, so it is kept."""
@@ -249,13 +232,60 @@ class OnnxBackend:
 
 def _own(context: Context) -> OnnxContext:
     if not isinstance(context, OnnxContext):
-        raise TypeError(f"a context of another backend ({type(context).__name__})")
+        raise RedraftError("this context belongs to another backend")
     return context
 
 
-def _wanted_encode(p: Pass) -> np.ndarray:
-    rows = len(p.encode)
-    return np.arange({"none": rows, "last": max(rows - 1, 0), "all": 0}[p.encode_logits], rows)
+def _rows(p: Pass) -> int:
+    return len(p.encode) + (0 if p.canvas is None else len(p.canvas))
+
+
+def _check(passes: Sequence[Pass]) -> None:
+    uses = Counter(id(p.context) for p in passes)
+    for p in passes:
+        if not _rows(p):
+            raise RedraftError("a pass must encode or denoise something")
+        if len(p.encode) and uses[id(p.context)] > 1:
+            raise RedraftError("a context can't be extended by a pass and read by another in the same call")
+        _own(p.context).check_room(_rows(p))
+
+
+def _rounds(pieces: list[list[Pass]]) -> list[list[tuple[int, Pass]]]:
+    """Pieces with their pass's number, those that can run at once together: a context is in each round once."""
+    rounds: list[list[tuple[int, Pass]]] = []
+    turns: Counter[int] = Counter()
+    for i, cut in enumerate(pieces):
+        for piece in cut:
+            turn = turns[id(piece.context)]
+            turns[id(piece.context)] += 1
+            if turn == len(rounds):
+                rounds.append([])
+            rounds[turn].append((i, piece))
+    return rounds
+
+
+def _shares(contexts: list[OnnxContext], passes: list[Pass], view: CacheView) -> tuple[Share, ...]:
+    return tuple(
+        Share(c.lane - view.first, c.length, len(p.encode), _rows(p) - len(p.encode))
+        for c, p in zip(contexts, passes, strict=True)
+    )
+
+
+def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:
+    """Sorts one pass's logits [rows, V] out, and lets the context remember its last clean row's."""
+    encoded = len(wanted.encode)
+    canvas = None
+    if wanted.canvas is not None:
+        canvas = logits[encoded : encoded + len(wanted.canvas)]
+        if wanted.remembered is not None and wanted.remembered.any():
+            if context.last_logits is None:
+                raise RedraftError(
+                    "a shifted canvas needs the last clean row: encode a token after truncating"
+                )
+            canvas[wanted.remembered] = context.last_logits
+    if len(wanted.last):
+        context.last_logits = logits[-1].copy()
+    return PassResult(logits[:encoded], canvas)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -266,14 +296,10 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 def _alike(pieces: list[tuple[int, Pass]]) -> list[list[tuple[int, Pass]]]:
     """Groups of passes that share a run: a lane of few rows beside a wide one would be mostly padding."""
-
-    def rows(item: tuple[int, Pass]) -> int:
-        return len(item[1].encode) + (0 if item[1].canvas is None else len(item[1].canvas))
-
     groups: list[list[tuple[int, Pass]]] = []
-    for item in sorted(pieces, key=rows):
-        if groups and rows(item) <= max(SHORT, ALIKE * rows(groups[-1][0])):
-            groups[-1].append(item)
+    for i, piece in sorted(pieces, key=lambda item: _rows(item[1])):
+        if groups and _rows(piece) <= max(SHORT, ALIKE * _rows(groups[-1][0][1])):
+            groups[-1].append((i, piece))
         else:
-            groups.append([item])
+            groups.append([(i, piece)])
     return groups

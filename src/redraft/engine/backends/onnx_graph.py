@@ -4,7 +4,7 @@ All rows of a pass, whoever they belong to, run through the linear layers as one
 attention looks at them request by request, on a grid of B lanes by T rows:
 
     tokens   int64 [1, N]        role     int64 [1, N]     0 clean, 1 canvas, 2 locked slot
-    cos, sin float [N, D/2]      turn     int64 [1, N]     which of those rows turns a row: 0 … N - 1
+    cos, sin float [N, rotary_dim / 2]      turn     int64 [1, N]     which of those rows turns a row: 0 … N - 1
     slot     int64 [1, N, 2]     (lane, slot of the cache) that a row's key and value are written to
     grid     int64 [B, T, 2]     (0, row) of the list for each place of the grid; spare places repeat a row
     mask     float [B, 1, T, S]  added to the scores; where the attention layout lives
@@ -199,7 +199,10 @@ def _attention(w: _Writer, config: DenoiserConfig, x: str, layer: int, places: s
     qk, v = w.split(qkv, queries + keys, keys)
     if config.qk_norm:
         qk = _norm_heads(w, config, qk, name)
-    q, k = w.split(w.op("RotaryEmbedding", qk, "turn", "cos", "sin", contrib=True), queries, keys)
+    partial: dict[str, Any] = {} if config.rotary_dim == size else {"rotary_embedding_dim": config.rotary_dim}
+    partial |= {"num_heads": heads + kv_heads} if partial else {}
+    turned = w.op("RotaryEmbedding", qk, "turn", "cos", "sin", contrib=True, **partial)
+    q, k = w.split(turned, queries, keys)
     k = w.op("ScatterND", f"key.{layer}", "slot", k, to=f"key.{layer}.next")
     v = w.op("ScatterND", f"value.{layer}", "slot", v, to=f"value.{layer}.next")
     q = w.op("GatherND", q, "grid")
@@ -243,7 +246,7 @@ def _network(w: _Writer, config: DenoiserConfig) -> None:
 
 
 def _inputs(config: DenoiserConfig) -> list[Any]:
-    real, whole, half = TensorProto.FLOAT, TensorProto.INT64, config.head_dim // 2
+    real, whole, half = TensorProto.FLOAT, TensorProto.INT64, config.rotary_dim // 2
     shapes: list[tuple[str, int, list[Any]]] = [
         ("tokens", whole, [1, "N"]),
         ("turn", whole, [1, "N"]),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,53 +28,81 @@ def widen(raw: np.ndarray) -> np.ndarray:
     return (raw.astype(np.uint32) << 16).view(np.float32)
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of one safetensors file as float32; a file is mapped, so unread tensors cost nothing."""
+class Tensors(Mapping[str, np.ndarray]):
+    """Tensors of safetensors files by name, read and widened to float32 one at a time, when asked for."""
+
+    def __init__(
+        self, files: Iterable[Path], rename: Callable[[str], str | None] = lambda name: name
+    ) -> None:
+        """rename: a tensor's name in the file to ours, None to leave it out. Raises RequestError for a bad file."""
+        self._entries: dict[str, tuple[Path, np.ndarray, str, list[int]]] = {}
+        for path in files:
+            for name, raw, dtype, shape in _entries(path):
+                own = rename(name)
+                if own is not None:
+                    self._entries[own] = (path, raw, dtype, shape)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        path, raw, dtype, shape = self._entries[name]
+        if dtype not in DTYPES:
+            raise RequestError(f"{path}: {name} is {dtype}; redraft reads {', '.join(DTYPES)}")
+        if raw.size != np.dtype(DTYPES[dtype]).itemsize * math.prod(shape):
+            raise RequestError(f"{path} is damaged: {name} has {raw.size} bytes; fetch it again")
+        values = raw.view(DTYPES[dtype]).reshape(shape)
+        return (
+            widen(values) if dtype == "BF16" else values.astype(np.float32)
+        )  # copies: a mapped file may change
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _entries(path: Path) -> list[tuple[str, np.ndarray, str, list[int]]]:
+    """(name, bytes, dtype, shape) of a file's tensors; the bytes are mapped, not read."""
     try:
         data = np.memmap(path, np.uint8, "r")
-        (size,) = struct.unpack("<Q", data[:8].tobytes())
-        if size > min(MAX_HEADER, len(data) - 8):
-            raise ValueError("header longer than the file")
+        size = int.from_bytes(data[:8].tobytes(), "little")
+        if len(data) < 8 or size > min(MAX_HEADER, len(data) - 8):
+            raise ValueError("its header is longer than the file")
         header = json.loads(data[8 : 8 + size].tobytes())
         header.pop("__metadata__", None)
-        tensors = {}
+        found = []
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            dtype = np.dtype(DTYPES[entry["dtype"]])
-            shape = tuple(entry["shape"])
-            if not 0 <= begin <= end <= len(data) - 8 - size or end - begin != dtype.itemsize * int(
-                np.prod(shape)
-            ):
-                raise ValueError(f"{name} lies outside the file")
-            flat = data[8 + size + begin : 8 + size + end].view(dtype).reshape(shape)
-            tensors[name] = widen(flat) if entry["dtype"] == "BF16" else flat.astype(np.float32)
-    except KeyError as error:
-        raise RequestError(f"{path} holds {error}, which is not a floating point tensor of ours") from None
-    except (OSError, ValueError, struct.error, TypeError, AttributeError) as error:
+            if not 0 <= begin <= end <= len(data) - 8 - size:
+                raise ValueError(f"{name} lies outside it")
+            found.append(
+                (name, data[8 + size + begin : 8 + size + end], str(entry["dtype"]), list(entry["shape"]))
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             f"{path} is truncated or not a safetensors file ({error}); fetch it again"
         ) from None
-    return tensors
+    return found
 
 
-def read_tensors(folder: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a model's folder as float32, by name.
+def read_tensors(folder: str | Path, rename: Callable[[str], str | None] = lambda name: name) -> Tensors:
+    """All tensors of a model's folder: of model.safetensors, or of the shards that its index lists.
 
-    Raises RequestError for a folder without safetensors and for a truncated file.
+    Raises RequestError for a folder without safetensors (pickles are never read) and for a truncated file.
     """
     folder = Path(folder)
     names = [WEIGHTS]
     if (folder / INDEX).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, OSError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{folder / INDEX} can't be read: {error}") from None
-    tensors: dict[str, np.ndarray] = {}
-    for name in names:
-        if not (folder / name).exists():
-            raise RequestError(f"{folder} has no {name}: redraft reads safetensors only")
-        tensors |= _read_file(folder / name)
-    return tensors
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise RequestError(f"{folder / INDEX} names {outside[0]}, which lies outside the folder")
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise RequestError(f"{folder} has no {missing[0]}: redraft reads safetensors only")
+    return Tensors([folder / name for name in names], rename)
 
 
 def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
