@@ -130,25 +130,35 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 def test_other_families_load_by_their_own_names(tmp_path: Path) -> None:
-    """A Qwen3 folder as transformers writes it."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    """LLaDA's, whose every tensor has another name than ours."""
+    from redraft.denoiser import families
 
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "vocab_size": 50,
-        "head_dim": 8,
+    whole = {"embed_tokens": "wte", "norm": "ln_f"}
+    block = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ff_norm",
+        "o_proj": "attn_out",
+        "gate_proj": "ff_proj",
+        "down_proj": "ff_out",
     }
-    theirs = Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
-    theirs.save_pretrained(tmp_path)
+    model = denoiser(layout="full", canvas_rows_marked=False, tie_word_embeddings=False, num_key_value_heads=4)
+    tensors = {}
+    for name, tensor in checkpoint.state_dict(model).items():
+        parts = name.split(".")
+        if parts[0] == "lm_head":
+            tensors["model.transformer.ff_out.weight"] = tensor
+        elif parts[1] == "layers":
+            tensors[f"model.transformer.blocks.{parts[2]}.{block.get(parts[-2], parts[-2])}.weight"] = tensor
+        else:
+            tensors[f"model.transformer.{whole[parts[1]]}.weight"] = tensor
+    save_file(tensors, tmp_path / "model.safetensors")
+    raw = {"architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": 32, "mlp_hidden_size": 48}
+    raw |= {"n_layers": 2, "n_heads": 4, "vocab_size": 50, "mask_token_id": 48, "weight_tying": False}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
     backend = OnnxBackend.load(tmp_path, "fp32", threads=1)
-    text = tokens(12)
-    got = backend.forward([Pass(backend.new_context(16), text, "all")])[0].encode
-    with torch.no_grad():
-        truth = theirs(torch.from_numpy(text)[None]).logits[0].numpy()
-    assert np.abs(got - truth).max() < 1e-4
+    canvas = tokens(12)
+    got = backend.forward([Pass(backend.new_context(16), canvas[:0], canvas=canvas)])[0].canvas
+    assert np.abs(got - reference(families.load(tmp_path), canvas[:0], canvas)).max() < 1e-4
 
 
 def test_precision_follows_size() -> None:
