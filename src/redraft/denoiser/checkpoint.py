@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,23 +13,26 @@ from safetensors.torch import save_file
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
+from redraft.files import manifest, sha256, write_atomically
+
+__all__ = [
+    "INDEX",
+    "WEIGHTS",
+    "build",
+    "fitting",
+    "load",
+    "load_into",
+    "manifest",
+    "read_tensors",
+    "save",
+    "save_weights",
+    "sha256",
+    "state_dict",
+    "write_atomically",
+]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes next to `path`, flushes to disk, then renames: a reader sees the old file or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RedraftError(f"{path} could not be written: {error.strerror or error}") from None
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -145,19 +146,3 @@ def load(
 ) -> Denoiser:
     """A denoiser in eval mode from a folder of ours (`families.load` reads other families' too)."""
     return build(config or DenoiserConfig.load(folder), read_tensors(folder), str(folder), dtype)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    """Size and sha256 of every file of a model, by name."""
-    files = sorted(
-        p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.name[0] != "."
-    )
-    return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}

@@ -7,7 +7,8 @@ from enum import IntEnum
 
 class SlotState(IntEnum):
     """NOISE: nothing known. DRAFT: the model's present guess, not accepted. NEW: accepted in this step.
-    REVISED: an accepted token that this step replaced or took back. SETTLED: accepted earlier. LOCKED: given, never changes."""
+    REVISED: an accepted token that this step replaced or took back. SETTLED: accepted earlier.
+    LOCKED: given, never changes."""
 
     NOISE = 0
     DRAFT = 1
