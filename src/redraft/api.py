@@ -218,6 +218,8 @@ class Model:
                     inbox = self._streams.get(owner)
                     if inbox is not None:
                         inbox.append(event)
+            if not events and ticket.error is not None:
+                raise ticket.error
             return events.popleft() if events else None
 
     def _close(self, ticket: Ticket) -> None:

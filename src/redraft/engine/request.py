@@ -102,6 +102,8 @@ class Request:
             raise RequestError(
                 f"the prompt has {len(self.prompt)} tokens and the context {limit}: shorten it to {limit - 1} or less"
             )
+        if self.max_tokens is not None and self.max_tokens > limit:
+            raise RequestError(f"max_tokens is {self.max_tokens}; the context holds {limit}")
         slots = canvas_slots(config, self.sampler.canvas_length, len(self.prompt))
         if len(self.initial or ()) > slots:
             raise RequestError(

@@ -16,20 +16,21 @@ from redraft.engine.prefix import Kept, PrefixStore
 from redraft.engine.request import Request
 from redraft.engine.writers import WRITERS, Writer
 from redraft.engine.writers.base import Event, prefill_length
-from redraft.errors import RequestError
+from redraft.errors import RedraftError, RequestError
 
 ROW_BLOCK = 128  # rows of a context are counted in blocks, as backends allocate them
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A submitted request. Times are of time.perf_counter, None until they have come."""
+    """A submitted request. Times are of time.perf_counter, None until they have come; error: why it failed."""
 
     number: int
     request: Request
     submitted: float
     writer: Writer | None = None
     cancelled: bool = False
+    error: RedraftError | None = None
     reused: int = 0
     started: float | None = None
     prompt_read: float | None = None
@@ -135,7 +136,12 @@ class Engine:
         for ticket, writer, result in zip(list(self._active), writers, results, strict=True):
             if ticket.cancelled:
                 continue
-            for event in writer.absorb(result):
+            try:
+                brought = writer.absorb(result)
+            except RedraftError as error:  # of this answer alone, such as logits that are no numbers
+                ticket.error, ticket.finished = error, now
+                continue
+            for event in brought:
                 events.append((ticket, event))
                 ticket.saw(event)
             if ticket.prompt_read is None and not writer.prefilling:
