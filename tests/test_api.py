@@ -40,7 +40,9 @@ def test_importing_redraft_imports_neither_torch_nor_its_own_parts() -> None:
         "import redraft, sys; assert not {'torch', 'transformers', 'numpy', 'redraft.api'} & set(sys.modules);"
         "import redraft.api, redraft.engine.scheduler; assert 'torch' not in sys.modules; redraft.load"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "src"}, cwd=Path(__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": "src"}, cwd=Path(__file__).parents[1]
+    )
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         redraft.nothing  # noqa: B018
 
@@ -61,7 +63,16 @@ def test_a_completion_says_what_was_done(model: Model, decode: str) -> None:
     assert done.tokens_per_second == pytest.approx(10 / (done.seconds - done.prefill_seconds))
     told = done.to_json()
     assert list(told) == [
-        *("model", "text", "finish_reason", "prompt_tokens", "tokens", "nfe", "tokens_per_forward", "seconds"),
+        *(
+            "model",
+            "text",
+            "finish_reason",
+            "prompt_tokens",
+            "tokens",
+            "nfe",
+            "tokens_per_forward",
+            "seconds",
+        ),
         *("prefill_seconds", "time_to_first_draft", "tokens_per_second", "seed", "decode"),
     ]
     assert json.loads(json.dumps(told)) == told
@@ -84,7 +95,9 @@ def test_the_same_seed_gives_the_same_answer_streamed_or_not(model: Model) -> No
 
 def test_streams_side_by_side_share_the_engine_and_nothing_else(model: Model) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.8, "ignore_eos": True}
-    alone = [model.generate(text, seed=n, **options).token_ids for n, text in enumerate(("fly", "book", "table"))]
+    alone = [
+        model.generate(text, seed=n, **options).token_ids for n, text in enumerate(("fly", "book", "table"))
+    ]
     streams = [model.stream(text, seed=n, **options) for n, text in enumerate(("fly", "book", "table"))]
     turn = [iter(s) for s in streams]
     while turn:
@@ -125,7 +138,10 @@ def test_a_conversation_goes_on_from_what_was_read(model: Model, folder: Path) -
         assert stream.completion.token_ids == fresh.generate(turns, **options).token_ids
         if turn:
             assert stream._ticket.reused > len(model.tokenizer.render(TURN)) - 2
-        turns += [{"role": "assistant", "content": stream.completion.text}, {"role": "user", "content": "today"}]
+        turns += [
+            {"role": "assistant", "content": stream.completion.text},
+            {"role": "user", "content": "today"},
+        ]
 
 
 def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path) -> None:
@@ -136,7 +152,9 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path) -> None:
     second = TorchBackend.load(tmp_path)
     canvas = np.arange(5)
     before, after = (
-        b.forward([Pass(b.new_context(4), np.arange(9), "all"), Pass(b.new_context(4), NOTHING, canvas=canvas)])
+        b.forward(
+            [Pass(b.new_context(4), np.arange(9), "all"), Pass(b.new_context(4), NOTHING, canvas=canvas)]
+        )
         for b in (first, second)
     )
     np.testing.assert_array_equal(before[0].encode, after[0].encode)

@@ -28,7 +28,9 @@ def reference(on: TorchBackend, asked: Request) -> tuple[tuple[int, ...], int]:
             size = config.canvas_length - head
         if config.layout == "full":
             head = len(text)
-        canvas = begin(replace(asked.sampler, canvas_length=size), vocabulary, asked.key, len(out), chosen=out)
+        canvas = begin(
+            replace(asked.sampler, canvas_length=size), vocabulary, asked.key, len(out), chosen=out
+        )
         clean = np.array(text, dtype=np.int64)
         known, front = np.split(clean, [len(text) - head])
         expected = None
@@ -184,7 +186,9 @@ def test_stop_strings_are_found_across_tokens_and_canvases_and_cut_from_the_text
 
 
 def test_the_stop_that_comes_first_wins() -> None:
-    asked = Request(prompt(), "ar", SamplerSettings(temperature=1.0, logit_bias=((EOS, -90.0),)), max_tokens=30)
+    asked = Request(
+        prompt(), "ar", SamplerSettings(temperature=1.0, logit_bias=((EOS, -90.0),)), max_tokens=30
+    )
     free, _, text, _ = told(run([asked])[0])
     short, long = text[5:7].decode(), text[2:9].decode()
     tokens, reason, cut, _ = told(run([replace(asked, stop=(long, short))])[0])
@@ -196,7 +200,9 @@ def test_the_stop_that_comes_first_wins() -> None:
 
 def test_commits_name_the_end_once() -> None:
     engine = Engine(backend(), token_bytes)
-    tickets = [engine.submit(Request(prompt(), mode, max_tokens=11)) for mode in ("diffusion", "ar", "verified")]
+    tickets = [
+        engine.submit(Request(prompt(), mode, max_tokens=11)) for mode in ("diffusion", "ar", "verified")
+    ]
     for events in finish(engine, tickets).values():
         reasons = [e.finish_reason for e in events if isinstance(e, Commit)]
         assert reasons[-1] in ("stop", "length")

@@ -32,7 +32,9 @@ def some_request(rng: np.random.Generator, number: int) -> Request:
             canvas_length=int(rng.integers(1, 12)),
             max_steps=int(rng.integers(1, 9)),
             threshold=float(rng.random()),
-            accept=("threshold", "quota", "ancestral", "first_hitting", "entropy_bound")[int(rng.integers(5))],
+            accept=("threshold", "quota", "ancestral", "first_hitting", "entropy_bound")[
+                int(rng.integers(5))
+            ],
             temperature=float(rng.choice([0.0, 0.9])),
             repetition_penalty=float(rng.choice([1.0, 1.2])),
             logit_bias=((EOS, 1.0), (NULL, 1.0)),
@@ -197,7 +199,9 @@ def test_a_growing_conversation_is_read_once_and_answers_the_same() -> None:
         text = prompt(30)
         modes = MODES if on.config.layout == "causal_context" else ("diffusion",) * 3
         for turn, mode in enumerate(modes):
-            asked = Request(text, mode, SamplerSettings(canvas_length=8, temperature=0.8), max_tokens=10, seed=turn)
+            asked = Request(
+                text, mode, SamplerSettings(canvas_length=8, temperature=0.8), max_tokens=10, seed=turn
+            )
             first, second = with_prefix.submit(asked), without.submit(asked)
             finish(with_prefix, [first])
             finish(without, [second])
@@ -230,8 +234,11 @@ def test_one_answers_failure_is_not_the_others() -> None:
         def forward(self, passes: Any) -> list[PassResult]:
             results = super().forward(passes)
             bad = [i for i, p in enumerate(passes) if p.canvas is not None]
-            nan = {i: replace(results[i], canvas=results[i].canvas * np.nan) for i in bad}  # type: ignore[operator]
-            return [nan.get(i, result) for i, result in enumerate(results)]
+            for i in bad:
+                canvas = results[i].canvas
+                assert canvas is not None
+                results[i] = replace(results[i], canvas=canvas * np.nan)
+            return results
 
     engine = Engine(Broken(backend()), token_bytes)
     asked = [Request(prompt(), mode, max_tokens=5, ignore_eos=True) for mode in ("ar", "diffusion")]

@@ -18,7 +18,8 @@ TEXT = np.array([7, 12, 3, 20, 5, 9, 31])
 
 
 def log_p(on: Any, text: np.ndarray, start: int, masked: tuple[int, ...], length: int) -> np.ndarray:
-    """log p of the masked tokens of the canvas over text[start : start + length], from one pass of its own."""
+    """log p of the masked tokens of the canvas over text[start : start + length], from one pass of its
+    own."""
     context = on.new_context(16)
     if start:
         on.forward([Pass(context, text[:start])])

@@ -41,7 +41,8 @@ def uncached(
     locked: np.ndarray | None = None,
     expected: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the clean rows and of the canvas's slots, all rows in one call of the network, nothing cached."""
+    """Logits of the clean rows and of the canvas's slots, all rows in one call of the network, nothing
+    cached."""
     config = on.config
     count, total = len(clean), len(clean) + len(canvas)
     position = np.arange(total)
@@ -62,7 +63,9 @@ def uncached(
         soft[0, count:] = torch.from_numpy(expected)
     with torch.no_grad():
         tokens = torch.from_numpy(np.concatenate((clean, canvas)))[None]
-        hidden, _ = on.model(tokens, torch.from_numpy(position)[None], visible, rows.canvas[None], flags, soft)
+        hidden, _ = on.model(
+            tokens, torch.from_numpy(position)[None], visible, rows.canvas[None], flags, soft
+        )
         logits = on.model.logits(hidden)[0].numpy()
     slots = logits[count:]
     if config.shift:
@@ -90,7 +93,11 @@ def test_cached_equals_uncached(family: str, pieces: tuple[int, ...]) -> None:
         last = number == len(pieces) - 1
         if not len(piece) and not last:
             continue
-        call = Pass(context, piece, "all", canvas, locked, None, expected) if last else Pass(context, piece, "all")
+        call = (
+            Pass(context, piece, "all", canvas, locked, None, expected)
+            if last
+            else Pass(context, piece, "all")
+        )
         result = on.forward([call])[0]
         got_clean.append(result.encode)
     assert result.canvas is not None

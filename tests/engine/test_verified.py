@@ -1,4 +1,5 @@
-"""decode "verified" gives decode "ar"'s tokens and reason, whatever the canvas proposes (DESIGN decision 5)."""
+"""decode "verified" gives decode "ar"'s tokens and reason, whatever the canvas proposes (DESIGN decision
+5)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from redraft.engine import Commit, Engine, Request, Step, Ticket
 from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NULL, VOCAB, backend, finish, prompt, run, token_bytes, told
 
-BIASES: tuple[tuple[tuple[int, float], ...], ...] = ((), ((EOS, 3.0),), ((NULL, 4.0),), ((EOS, 2.0), (NULL, 3.0)))
+BIASES: tuple[tuple[tuple[int, float], ...], ...] = (
+    (),
+    ((EOS, 3.0),),
+    ((NULL, 4.0),),
+    ((EOS, 2.0), (NULL, 3.0)),
+)
 
 
 def options(seed: int) -> dict[str, Any]:
@@ -40,7 +46,8 @@ def options(seed: int) -> dict[str, Any]:
 
 
 def test_verified_is_ar_for_hundreds_of_requests_in_mixed_batches() -> None:
-    """Greedy and sampled, top-k, top-p, penalties, odd canvases, nulls in proposals, EOS inside them, stop strings."""
+    """Greedy and sampled, top-k, top-p, penalties, odd canvases, nulls in proposals, EOS inside them, stop
+    strings."""
     requests = []
     for seed in range(260):
         given = options(seed)
@@ -59,7 +66,6 @@ def test_verified_is_ar_for_hundreds_of_requests_in_mixed_batches() -> None:
     assert sum(told(t)[1] == "stop" and not t.request.stop for t in pairs) > 20  # by EOS
 
 
-
 def test_proposals_that_are_right_save_evaluations() -> None:
     """With the answer itself as proposal, a canvas of 7 costs one evaluation for every 7 tokens."""
     from redraft.engine.writers.verified import Verified
@@ -73,8 +79,12 @@ def test_proposals_that_are_right_save_evaluations() -> None:
             return answer[len(self.output.tokens) :][: len(canvas.tokens) - 1]
 
     context = backend().new_context(64)
-    writer = Oracle(Request(prompt(), "verified", settings, max_tokens=29, ignore_eos=True, seed=3), backend().config,
-                    context, token_bytes)
+    writer = Oracle(
+        Request(prompt(), "verified", settings, max_tokens=29, ignore_eos=True, seed=3),
+        backend().config,
+        context,
+        token_bytes,
+    )
     while not writer.done:
         writer.absorb(backend().forward([writer.plan()])[0])
     assert tuple(writer.output.tokens) == answer
@@ -91,7 +101,9 @@ def test_a_sharp_model_agrees_with_itself_now_and_then() -> None:
         for mode in ("ar", "verified")
     ]
     tickets = run(asked, on)
-    spent = {mode: sum(told(t)[3] for t in tickets if t.request.decode == mode) for mode in ("ar", "verified")}
+    spent = {
+        mode: sum(told(t)[3] for t in tickets if t.request.decode == mode) for mode in ("ar", "verified")
+    }
     assert spent["ar"] == 8 * 39
     assert spent["verified"] < spent["ar"]
     assert [told(t)[:2] for t in tickets[::2]] == [told(t)[:2] for t in tickets[1::2]]
@@ -101,7 +113,9 @@ def test_the_answer_may_fill_the_context_to_its_last_token() -> None:
     on = backend(max_position_embeddings=48)
     for canvas in (1, 3, 8, 40):
         settings = SamplerSettings(canvas_length=canvas, temperature=0.7)
-        asked = [Request(prompt(30), m, settings, max_tokens=None, ignore_eos=True) for m in ("ar", "verified")]
+        asked = [
+            Request(prompt(30), m, settings, max_tokens=None, ignore_eos=True) for m in ("ar", "verified")
+        ]
         ar, verified = run(asked, on)
         assert told(ar)[:2] == told(verified)[:2]
         assert len(told(ar)[0]) == 18

@@ -23,7 +23,8 @@ ROW_BLOCK = 128  # rows of a context are counted in blocks, as backends allocate
 
 @dataclass(eq=False)
 class Ticket:
-    """A submitted request. Times are of time.perf_counter, None until they have come; error: why it failed."""
+    """A submitted request. Times are of time.perf_counter, None until they have come; error: why it
+    failed."""
 
     number: int
     request: Request
@@ -55,9 +56,10 @@ class Ticket:
 class Engine:
     """Runs requests on a backend. `step` belongs to one thread; `submit` and `cancel` may be called from any.
 
-    max_batch: answers written at once. memory: bytes of keys and values at most, None for no bound; a request waits
-    until its longest course fits. prefix_contexts: contexts of finished answers that are kept for prompts that go on
-    from them; they count into the memory and make way when it's needed. token_bytes: the text of a token.
+    max_batch: answers written at once. memory: bytes of keys and values at most, None for no bound; a request
+    waits until its longest course fits. prefix_contexts: contexts of finished answers that are kept for
+    prompts that go on from them; they count into the memory and make way when it's needed. token_bytes: the
+    text of a token.
     """
 
     def __init__(
@@ -120,7 +122,8 @@ class Engine:
         return sum(ticket.rows for ticket in self._active) + self._prefixes.rows
 
     def step(self) -> list[tuple[Ticket, Event]]:
-        """One network evaluation for all active answers, and what it brought. Empty when there's nothing to do."""
+        """One network evaluation for all active answers, and what it brought. Empty when there's nothing to
+        do."""
         self._release()
         self._admit()
         writers = [ticket.writer for ticket in self._active if ticket.writer is not None]
