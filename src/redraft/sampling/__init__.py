@@ -1,9 +1,13 @@
 """Reverse diffusion, free of any network: from logits to the next canvas. Needs no torch.
 
-canvas = begin(settings, vocabulary, key, position)
-while not canvas.finished:
-    canvas = advance(canvas, network(canvas.tokens))     # only the rows wanted(canvas) are needed
-tokens = outcome(canvas)
+One canvas goes
+
+    canvas = begin(settings, vocabulary, key, position)
+    while not canvas.finished:
+        canvas = advance(canvas, network(canvas.tokens))     # only the rows wanted(canvas) are read
+    tokens = outcome(canvas)
+
+and AR's next token is choose(logits, settings, vocabulary, key, position, chosen).
 """
 
 from redraft.sampling.canvas import Canvas, advance, begin, outcome

@@ -140,12 +140,16 @@ def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = Non
     unchanged = canvas.unchanged + 1 if same else 0
     last = canvas.step + 1 >= settings.max_steps or _converged(canvas, reading, unchanged)
 
-    if settings.accept in reverse.RULES:
+    if not canvas.open.any():  # only token editing goes on
+        move = reverse.Move(canvas.tokens, canvas.settled, canvas.clock, canvas.time, last)
+    elif settings.accept in reverse.RULES:
         move = reverse.RULES[settings.accept](canvas, reading, last)
     else:
         move = _accept(canvas, reading, last)
     edited = revise.edits(canvas, reading)
-    if not settings.sticky and not move.settled.all():
+    if last:  # taking the end of the answer away would open slots that no step is left for
+        edited &= ~np.isin(canvas.tokens, canvas.vocabulary.eos_ids)
+    if not settings.sticky and not move.done:
         return _drift(canvas, reading, move, best, unchanged)
     return _settle(canvas, reading, move, edited, best, unchanged)
 
@@ -171,7 +175,7 @@ def _accept(canvas: Canvas, reading: Reading, last: bool) -> reverse.Move:
     look = accept.Look(
         settings, canvas.step, canvas.opened, canvas.open, reading.probability, reading.entropy
     )
-    accepted = accept.RULES[settings.accept](look) if canvas.open.any() else canvas.open
+    accepted = accept.RULES[settings.accept](look)
     time = reverse.grid_time(settings, canvas.step + 1)
     taken = np.zeros_like(canvas.settled)
     if last:
@@ -179,14 +183,14 @@ def _accept(canvas: Canvas, reading: Reading, last: bool) -> reverse.Move:
     elif settings.remask is not None:
         survival = reverse.process_of(canvas).kernel.shares
         before = float(survival(reverse.grid_time(settings, canvas.step)).alpha)
-        share = revise.remask_share(canvas, before, float(survival(time).alpha))
-        taken = revise.taken_back(canvas, share, canvas.step)
-    # where acceptance does not stick, what is written at the end is the argmax, never a token sampled on the
-    # way
+        given = canvas.settled & ~canvas.locked
+        share = revise.remask_share(settings, given, canvas.probability, before, float(survival(time).alpha))
+        taken = revise.taken_back(canvas, given, share, canvas.step)
+    # where acceptance does not stick, the argmax is written at the end, never a token sampled on the way
     source = reading.choice if settings.sticky or not last else reading.best
     tokens = np.where(accepted, source, canvas.tokens)
     settled = canvas.settled & ~taken | accepted if settings.sticky or last else accepted | canvas.locked
-    return reverse.Move(tokens, settled, canvas.clock + 1, time)
+    return reverse.Move(tokens, settled, canvas.clock + 1, time, last)
 
 
 def _converged(canvas: Canvas, reading: Reading, unchanged: int) -> bool:

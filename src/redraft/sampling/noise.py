@@ -8,8 +8,10 @@ distributions.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -50,7 +52,33 @@ def _gumbel(raw: np.ndarray) -> np.ndarray:
     return -np.log(-np.log(_unit(raw)))
 
 
-@lru_cache(maxsize=256)
+class _Cache:
+    """The noise rows used last, up to a number of bytes. Only saves time: a row is a function of its name."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._rows: OrderedDict[tuple[NoiseKey, int, int], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def row(self, name: tuple[NoiseKey, int, int], make: Callable[[], np.ndarray]) -> np.ndarray:
+        with self._lock:
+            if name in self._rows:
+                self._rows.move_to_end(name)
+                return self._rows[name]
+        made = make()
+        made.flags.writeable = False
+        with self._lock:
+            if name not in self._rows:
+                self._rows[name] = made
+                self._held += made.nbytes
+            while self._held > self._limit and len(self._rows) > 1:
+                self._held -= self._rows.popitem(last=False)[1].nbytes
+        return made
+
+
+_cache = _Cache(limit=32 << 20)
+
+
 def gumbel(key: NoiseKey, position: int, vocab_size: int) -> np.ndarray:
     """float64 [vocab_size], read-only: the Gumbel noise of one output position, the same at every step and in
     every decode mode, so that argmax(logits + noise) is one draw from softmax(logits) however often it is
@@ -58,9 +86,8 @@ def gumbel(key: NoiseKey, position: int, vocab_size: int) -> np.ndarray:
 
     float64, because float32 noise cuts off the tail and thereby lowers the entropy of what is drawn.
     """
-    noise = _gumbel(_raw(key, 0, position, 0, TOKEN, vocab_size))
-    noise.flags.writeable = False
-    return noise
+    name = (key, position, vocab_size)
+    return _cache.row(name, lambda: _gumbel(_raw(key, 0, position, 0, TOKEN, vocab_size)))
 
 
 def step_gumbel(key: NoiseKey, positions: np.ndarray, step: int, size: int) -> np.ndarray:

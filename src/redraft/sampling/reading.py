@@ -70,7 +70,7 @@ def read(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) 
         noise = [gumbel(canvas.key, canvas.position + int(row), canvas.vocabulary.vocab_size) for row in rows]
         drawn = (sharpen(bent, settings, temperature) + np.stack(noise)).argmax(axis=-1)
 
-    choice, best = canvas.tokens.copy(), canvas.tokens.copy()
+    choice, best = canvas.shown.copy(), canvas.shown.copy()
     probability, peak, uncertainty = (
         canvas.probability.copy(),
         canvas.probability.copy(),

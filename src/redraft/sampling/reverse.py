@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class Move:
     """tokens int64 [C] and settled bool [C] after the step; clock: grid steps taken so far; time: where the
-    process now is, 0 when it is done."""
+    process now is; done: this was the last step and everything is settled."""
 
     tokens: np.ndarray
     settled: np.ndarray
     clock: int
     time: float
+    done: bool
 
 
 @lru_cache(maxsize=64)
@@ -63,27 +64,28 @@ def ancestral(canvas: Canvas, reading: Reading, last: bool) -> Move:
 
 
 def _ancestral_absorbing(canvas: Canvas, reading: Reading, last: bool) -> Move:
-    """An open slot is unmasked with probability (α_s - (1 - σ)α_t)/(1 - α_t) and a settled one masked with σ.
-    Which slots does not depend on the network, so grid steps in which nothing happens cost no evaluation
-    (MDLM's cache)."""
+    """An open slot is unmasked with probability (α_s - (1 - σ)α_t)/(1 - α_t), a settled one masked with σ. Which
+    slots does not depend on the network, so a grid step in which nothing happens costs no evaluation (MDLM's
+    cache)."""
     settings, survival = canvas.settings, process_of(canvas).kernel.shares
-    clock, waiting = canvas.clock, canvas.open
+    settled, tokens, clock = canvas.settled, canvas.tokens, canvas.clock
+    probability = np.where(settled, canvas.probability, reading.probability)
+    changed = False
     while True:
-        t, s = grid_time(settings, clock), grid_time(settings, clock + 1)
+        t, s = grid_time(settings, clock), 0.0 if last else grid_time(settings, clock + 1)
         alpha_t, alpha_s = float(survival(t).alpha), float(survival(s).alpha)
-        share = remask_share(canvas, alpha_t, alpha_s)
-        taken = taken_back(canvas, share, clock)
-        coins = uniforms(canvas.key, canvas.position, len(waiting), clock, COIN)
-        hit = waiting & (coins * (1.0 - alpha_t) < alpha_s - (1.0 - share) * alpha_t)
+        share = remask_share(settings, settled & ~canvas.locked, probability, alpha_t, alpha_s)
+        taken = taken_back(canvas, settled & ~canvas.locked, share, clock)
+        coins = uniforms(canvas.key, canvas.position, len(settled), clock, COIN)
+        hit = canvas.live & ~settled & (coins * (1.0 - alpha_t) < alpha_s - (1.0 - share) * alpha_t)
         clock += 1
-        if last or s == 0.0:
-            hit, taken, s = waiting, np.zeros_like(taken), 0.0
-        if s == 0.0 or hit.any() or taken.any():
-            break
-    tokens = np.where(
-        hit, reading.choice, canvas.tokens
-    )  # what is open afterwards, the canvas fills with masks
-    return Move(tokens, canvas.settled & ~taken | hit, clock, s)
+        if s == 0.0:
+            hit, taken = canvas.live & ~settled, np.zeros_like(taken)
+        tokens = np.where(hit, reading.choice, tokens)  # what stays open, the canvas fills with masks
+        settled = settled & ~taken | hit
+        changed = changed or bool(hit.any() or taken.any())
+        if s == 0.0 or (changed and (settings.remask is None or (canvas.live & ~settled).any())):
+            return Move(tokens, settled, clock, s, s == 0.0)
 
 
 def _ancestral_posterior(canvas: Canvas, reading: Reading, last: bool) -> Move:
@@ -107,7 +109,7 @@ def _ancestral_posterior(canvas: Canvas, reading: Reading, last: bool) -> Move:
     tokens = canvas.tokens.copy()
     tokens[rows] = drawn
     settled = np.ones_like(canvas.settled) if s == 0.0 else canvas.settled
-    return Move(tokens, settled, canvas.clock + 1, s)
+    return Move(tokens, settled, canvas.clock + 1, s, s == 0.0)
 
 
 def first_hitting(canvas: Canvas, reading: Reading, last: bool) -> Move:
@@ -126,7 +128,7 @@ def first_hitting(canvas: Canvas, reading: Reading, last: bool) -> Move:
     tokens = canvas.tokens.copy()
     tokens[hit] = reading.choice[hit]
     settled[hit] = True
-    return Move(tokens, settled, canvas.clock + 1, float(time))
+    return Move(tokens, settled, canvas.clock + 1, float(time), last)
 
 
 RULES: dict[str, Callable[[Canvas, Reading, bool], Move]] = {

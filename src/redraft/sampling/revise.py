@@ -12,6 +12,7 @@ from redraft.sampling.noise import REMASK, uniforms
 if TYPE_CHECKING:
     from redraft.sampling.canvas import Canvas
     from redraft.sampling.reading import Reading
+    from redraft.sampling.settings import SamplerSettings
 
 
 def edits(canvas: Canvas, reading: Reading) -> np.ndarray:
@@ -48,21 +49,20 @@ REMASK_SCHEDULES: dict[str, Callable[[float, float, np.ndarray, np.ndarray], np.
 }
 
 
-def remask_share(canvas: Canvas, alpha_t: float, alpha_s: float) -> np.ndarray:
-    """float64 [C]: σ, the probability with which a settled slot goes back to the mask between times t and s <
-    t, at most σ_max = min(1, (1 - α_s)/α_t); 0 without remasking. `conf` gives open slots 0, the others one σ
-    for all."""
-    settings = canvas.settings
+def remask_share(
+    settings: SamplerSettings, settled: np.ndarray, probability: np.ndarray, alpha_t: float, alpha_s: float
+) -> np.ndarray:
+    """float64 [C]: σ, the probability with which a settled slot goes back to the mask between times t and s < t,
+    at most σ_max = min(1, (1 - α_s)/α_t); 0 without remasking. settled bool [C]: those that may; probability:
+    theirs when they were accepted. `conf` gives all others 0, cap and rescale give one σ to all."""
     if settings.remask is None:
-        return np.zeros(len(canvas.tokens))
+        return np.zeros(len(settled))
     most = min(1.0, (1.0 - alpha_s) / alpha_t) if alpha_t > 0.0 else 1.0
-    settled = canvas.settled & ~canvas.locked
-    return REMASK_SCHEDULES[settings.remask](settings.remask_eta, most, settled, canvas.probability)
+    return REMASK_SCHEDULES[settings.remask](settings.remask_eta, most, settled, probability)
 
 
-def taken_back(canvas: Canvas, share: np.ndarray, clock: int) -> np.ndarray:
-    """bool [C]: the settled slots that go back to the mask in the grid step `clock`, each with its share."""
+def taken_back(canvas: Canvas, settled: np.ndarray, share: np.ndarray, clock: int) -> np.ndarray:
+    """bool [C]: which of the settled slots go back to the mask in grid step `clock`, each with its share."""
     if canvas.settings.remask is None:
-        return np.zeros(len(canvas.tokens), dtype=bool)
-    coins = uniforms(canvas.key, canvas.position, len(canvas.tokens), clock, REMASK)
-    return canvas.settled & ~canvas.locked & (coins < share)
+        return np.zeros(len(settled), dtype=bool)
+    return settled & (uniforms(canvas.key, canvas.position, len(settled), clock, REMASK) < share)

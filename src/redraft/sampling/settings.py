@@ -154,7 +154,7 @@ class SamplerSettings(WarpSettings):
             _choice("remask", self.remask, tuple(REMASK_SCHEDULES))
             _require(
                 self.sticky and self.open_noise == "mask" and self.accept != "first_hitting",
-                "remask takes settled tokens back to masks: it needs renoise mask and a rule with a timetable",
+                "remask takes settled tokens back to masks: use renoise mask and a rule with a timetable",
             )
         if self.accept == "first_hitting":
             _require(

@@ -10,6 +10,8 @@ from redraft.errors import RedraftError, RequestError
 from redraft.sampling.noise import NoiseKey, gumbel
 from redraft.sampling.settings import SlotVocabulary, WarpSettings
 
+_HEAD = 256  # tokens that top-p sorts before it sorts them all
+
 
 def bend(
     logits: np.ndarray,
@@ -79,15 +81,26 @@ def sharpen(bent: np.ndarray, settings: WarpSettings, temperature: float) -> np.
 
 
 def _nucleus(out: np.ndarray, top_p: float) -> None:
-    """Keeps the shortest prefix of the tokens in falling order whose mass reaches top_p (Holtzman 2020)."""
-    order = np.argsort(-out, axis=-1, kind="stable")
-    ranked = np.take_along_axis(out, order, axis=-1)
-    mass = np.exp(ranked - ranked[..., :1])
-    mass /= mass.sum(axis=-1, keepdims=True)
-    before = np.cumsum(mass, axis=-1) - mass
-    dropped = np.empty(out.shape, dtype=bool)
-    np.put_along_axis(dropped, order, before >= top_p, axis=-1)
-    out[dropped] = -np.inf
+    """Keeps the most probable tokens until their mass reaches top_p (Holtzman et al. 2020), and what ties
+    with the last of them, so that the result depends on the values alone and not on an order of sorting."""
+    flat = out.reshape(-1, out.shape[-1])
+    top = flat.max(axis=-1, keepdims=True)
+    total = np.exp(flat - top).sum(axis=-1)
+    edge = np.empty(len(flat))
+    left = np.arange(len(flat))
+    for size in (
+        min(_HEAD, flat.shape[-1]),
+        flat.shape[-1],
+    ):  # the nucleus is nearly always short: sort a head first
+        ranked = -np.sort(-np.partition(flat[left], -size, axis=-1)[:, -size:], axis=-1)
+        mass = np.exp(ranked - top[left]) / total[left, None]
+        count = (np.cumsum(mass, axis=-1) - mass < top_p).sum(axis=-1)
+        edge[left] = ranked[np.arange(len(left)), count - 1]
+        left = left[(count == size) & (size < flat.shape[-1])]
+        if not len(left):
+            break
+    flat[flat < edge[:, None]] = -np.inf
+    out[...] = flat.reshape(out.shape)
 
 
 def choose(
