@@ -139,8 +139,8 @@ def _term(
         [Pass(context, tokens[start - again : start], canvas=canvas, locked=locked, canvas_rows=rows)]
     )[0]
     assert result.canvas is not None
-    never = () if config.mask_token_id is None else (config.mask_token_id,)
-    return block.slots / masked * float(_nll(result.canvas, tokens[block.start + rows], never).sum())
+    losses = _nll(result.canvas, tokens[block.start + rows], config.noise_token_ids)
+    return block.slots / masked * float(losses.sum())
 
 
 def _nll(logits: np.ndarray, targets: np.ndarray, never: tuple[int, ...]) -> np.ndarray:
