@@ -127,7 +127,7 @@ def test_a_person_sees_denoising_turns_it_off_and_leaves(
     with_steps, without = shown.split("/steps off")
     assert "canvas 1 · step 1" in with_steps
     assert answer in printed_last(with_steps)
-    assert f"taken back: Hi\n" in with_steps
+    assert "taken back: Hi\n" in with_steps
     assert "canvas" not in without
     assert f"Hi\n{answer}\n" in without
 
