@@ -157,7 +157,7 @@ class Learner:
             np.random.default_rng([recipe.seed, 1]),
             np.random.default_rng([recipe.seed, 2]),
         )
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
         self.losses: list[float] = []
 
     @property
@@ -167,7 +167,7 @@ class Learner:
         return self.seconds / 60 / self.train.minutes
 
     def step(self) -> None:
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         puzzles = self.source.draw(self.train.batch, self.data)
         rates = (self.optimizer.learning_rate, self.optimizer.adam_learning_rate)
         factor = optim.rate(self.progress, self.optimizer)
@@ -184,6 +184,7 @@ class Learner:
         self.losses.append(float(loss.detach()))
         self.steps += 1
         self.seconds += time.perf_counter() - started
+        self.cpu_seconds += time.process_time() - computed
 
     def finish(self) -> Trained:
         """With the averaged weights, which are the ones to use."""
@@ -192,6 +193,7 @@ class Learner:
             "steps": self.steps,
             "puzzles": self.steps * self.train.batch,
             "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
             "loss": float(np.mean(self.losses[-50:])),
             "threads": torch.get_num_threads(),
         }
