@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from sudoku_network import GridDenoiser, Sizes, as_puzzle, denoise
 from sudoku_puzzles import Board, Puzzles, Source
 from sudoku_solving import evaluate, show
@@ -45,11 +45,19 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "sudoku.yaml"
 
 
 class PuzzleSettings(Section):
-    box: tuple[int, int]
-    clues: tuple[int, int]
+    box: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    clues: tuple[Annotated[int, Field(ge=0)], int]
     dug: int = Field(ge=1, description="puzzles made with the solver; all others are these in other guises")
     held_out: float = Field(gt=0, lt=1, description="share of all grids that is kept for the test")
     test: int = Field(ge=1, description="test puzzles")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PuzzleSettings:
+        if not self.clues[0] <= self.clues[1] <= self.board.cells:
+            raise ValueError(
+                f"clues must be two numbers in rising order, of {self.board.cells} cells at most"
+            )
+        return self
 
     @property
     def board(self) -> Board:
@@ -78,6 +86,15 @@ class Recipe(Section):
     sizes: dict[int, SizeRecipe]
     optimizer: Optimizer = Optimizer()
 
+    @model_validator(mode="after")
+    def _boxes_fit(self) -> Recipe:
+        for size, own in self.sizes.items():
+            if own.puzzles.board.size != size:
+                raise ValueError(
+                    f"sizes.{size}: a box of {' by '.join(map(str, own.puzzles.box))} has other digits"
+                )
+        return self
+
     @classmethod
     def check(cls, raw: Any, path: Path) -> Recipe:
         """Raises RequestError with one line that names the first key that is wrong."""
@@ -85,8 +102,8 @@ class Recipe(Section):
             return cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RequestError(f"recipe {path}: {where}: {first['msg'].lower()}") from None
+            parts = [".".join(str(part) for part in first["loc"]), first["msg"].lower()]
+            raise RequestError(f"recipe {path}: {': '.join(filter(None, parts))}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -230,9 +247,13 @@ class Trained:
         """A model from an earlier run, if there is one."""
         if not (folder / "facts.json").exists():
             return None
+        try:
+            facts = json.loads((folder / "facts.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{folder / 'facts.json'} can't be read ({error}): remove {folder}") from None
         model = GridDenoiser(board, sizes, seed=0)
         checkpoint.load_into(model, checkpoint.read_tensors(folder), str(folder))
-        return cls(model.eval(), json.loads((folder / "facts.json").read_text()))
+        return cls(model.eval(), facts)
 
     def write(self, folder: Path) -> None:
         checkpoint.save(self.model, folder)
@@ -258,6 +279,12 @@ def trained(recipe: Recipe, names: list[str], weights: Path | None, device: str)
     return models
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="sudoku.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--recipe", type=Path, default=RECIPE)
@@ -265,13 +292,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=[*OBJECTIVES, "both"], default="both")
     parser.add_argument("--minutes", type=float, help="of training, for each model")
     parser.add_argument("--steps", type=int, help="of training, in place of minutes")
-    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--threads", type=positive, help="of torch")
     parser.add_argument(
         "--weights", type=Path, metavar="FOLDER", help="keep the models there; use those kept there"
     )
     parser.add_argument("--show", action="store_true", help="show a test puzzle resolving")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.show and options.model == "ar":
+        parser.error("--show shows how the diffusion model solves: leave out --model ar")
+    return options
 
 
 def chosen(options: argparse.Namespace) -> Recipe:
@@ -307,7 +337,7 @@ def run(options: argparse.Namespace) -> None:
         "models": {n: models[n].facts | {"decoding": evaluate(n, models[n].model, test)} for n in names},
     }
     print(json.dumps(results) if options.json else table(results))
-    if options.show and "diffusion" in models:
+    if options.show:
         show(models["diffusion"].model, test[:1])
 
 

@@ -17,6 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
+from redraft.errors import RequestError
+
 
 @dataclass(frozen=True)
 class Board:
@@ -147,9 +149,12 @@ class Source:
         return cls(board, Puzzles(solution, puzzle >= 0), clues, share)
 
     def draw(self, count: int, rng: np.random.Generator, test: bool = False) -> Puzzles:
-        """`count` puzzles whose grids are held out (`test`), or are not."""
+        """`count` puzzles whose grids are held out (`test`), or are not. Raises RequestError when the share
+        leaves (about) no such grid."""
         parts: list[Puzzles] = []
         while sum(map(len, parts)) < count:
+            if len(parts) == 1000:
+                raise RequestError(f"held_out {self.share} leaves no grid of this size: choose another share")
             varied = self._vary(self.base[rng.integers(len(self.base), size=2 * count)], rng)
             parts.append(varied[held_out(self.board, varied.solution, self.share) == test])
         solution = np.concatenate([p.solution for p in parts])[:count]
