@@ -134,7 +134,7 @@ class Conversation:
         self.turns = [*turns, {"role": "assistant", "content": text}]
 
     def _fitting(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The turns with the oldest exchanges left out where the context has no room for them and an answer."""
+        """The turns, the oldest exchanges left out if the context has no room for all and an answer."""
         answer = self.sampling.max_tokens or self.model.defaults.max_new_tokens
         room = self.model.config.max_position_embeddings - answer
         kept = turns

@@ -23,7 +23,7 @@ STYLES = {
     SlotState.DRAFT: "dim",
     SlotState.NEW: "bold green",
     SlotState.REVISED: "underline magenta",
-    SlotState.SETTLED: "default",
+    SlotState.SETTLED: "none",
     SlotState.LOCKED: "blue",
 }
 

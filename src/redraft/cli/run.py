@@ -125,12 +125,13 @@ def answer(
 
 
 def summary(completion: Any, slept: float = 0.0) -> str:
-    """NFE, tokens per forward and tokens/s of a finished answer; `slept` seconds were spent on being watched."""
+    """NFE, tokens per forward and tokens/s of an answer; `slept` seconds went into being watched."""
     seconds = completion.seconds - completion.prefill_seconds - slept
     speed = f" · {completion.tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
     return (
-        f"{completion.tokens} tokens · NFE {completion.nfe} · {completion.tokens_per_forward:.2f} tokens/forward"
-        f"{speed} · {completion.finish_reason} · seed {completion.seed}"
+        f"{completion.tokens} tokens · NFE {completion.nfe}"
+        f" · {completion.tokens_per_forward:.2f} tokens/forward{speed}"
+        f" · {completion.finish_reason} · seed {completion.seed}"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backend import Backend
 from redraft.engine.ending import TokenBytes
-from redraft.engine.events import Step
+from redraft.engine.events import Commit, Step
 from redraft.engine.prefix import Kept, PrefixStore
 from redraft.engine.request import Request
 from redraft.engine.writers import WRITERS, Writer
@@ -34,12 +34,21 @@ class Ticket:
     started: float | None = None
     prompt_read: float | None = None
     first_draft: float | None = None
+    last_commit: float | None = None
     finished: float | None = None
     rows: int = field(default=0, repr=False)
 
     @property
     def done(self) -> bool:
         return self.cancelled or self.finished is not None
+
+    def saw(self, event: Event) -> None:
+        """Takes the time of an event."""
+        now = time.perf_counter()
+        if isinstance(event, Commit):
+            self.last_commit = now
+        if self.first_draft is None and (isinstance(event, Step) or event.tokens):
+            self.first_draft = now
 
 
 class Engine:
@@ -68,7 +77,7 @@ class Engine:
         self._active: list[Ticket] = []
         self._prefixes = PrefixStore(prefix_contexts)
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def submit(self, request: Request) -> Ticket:
         """Queues a request. Raises RequestError when this model or this memory can never serve it."""
@@ -128,12 +137,11 @@ class Engine:
                 continue
             for event in writer.absorb(result):
                 events.append((ticket, event))
-                if ticket.first_draft is None and (isinstance(event, Step) or event.tokens):
-                    ticket.first_draft = time.perf_counter()
+                ticket.saw(event)
             if ticket.prompt_read is None and not writer.prefilling:
                 ticket.prompt_read = now
             if writer.done:
-                ticket.finished = time.perf_counter()
+                ticket.finished = ticket.last_commit
         self._release()
         return events
 
@@ -206,7 +214,8 @@ class Engine:
         for ticket in leaving:
             writer = ticket.writer
             if writer is not None:
-                writer.context.truncate(len(writer.text))
+                if writer.context.length > len(writer.text):  # a proposal that was never verified
+                    writer.context.truncate(len(writer.text))
                 held = tuple(writer.text[: writer.context.length])
                 self._prefixes.put(Kept(held, writer.context, ticket.rows))
                 writer.close()

@@ -5,13 +5,14 @@ A row then depends on its neighbours only through the kernels, and they are made
 have a multiple of `row_multiple` rows, and attention adds up keys in blocks of KEY_BLOCK, so that a longer context
 only adds zeros at the end. Measured on CPUs with MKL: a matrix product of 1 to 3 rows, or whose rows a thread gets in
 a remainder of 1 to 3, rounds otherwise than a larger one, and so does a sum over more than about 190 keys. On other
-devices nothing is padded and nothing is claimed; `backends.exactness` measures what holds.
+devices nothing is padded and nothing is claimed; `engine.agreement` measures what holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ class TorchContext:
         # Zeros: rows that nobody wrote get probability 0, but 0 times NaN would be NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.last_hidden: Tensor | None = None
+        # With a shift the last clean row predicts the next canvas's first slot.
+        hidden = config.hidden_size if config.shift else 0
+        self.hidden = torch.zeros((1, rows, hidden), dtype=dtype, device=device)
         self._length = 0
 
     @property
@@ -60,11 +63,13 @@ class TorchContext:
         """Forgets all tokens from `length` on. Their buffers stay."""
         if length < self._length:
             self._length = max(0, length)
-            self.last_hidden = None
 
-    def extend(self, rows: int) -> None:
-        """Counts `rows` rows that a pass has written as clean tokens."""
-        self._length += rows
+    def extend(self, hidden: Tensor) -> None:
+        """Counts the rows that a pass has written as clean tokens; hidden [rows, hidden]: their last states."""
+        stop = self._length + len(hidden)
+        if self.hidden.shape[-1]:
+            self.hidden[0, self._length : stop] = hidden
+        self._length = stop
 
     def reserve(self, rows: int) -> None:
         """Makes room for `rows` more rows, at least doubling, up to the model's positions.
@@ -80,7 +85,7 @@ class TorchContext:
         if needed <= have:
             return
         grown = min(max(_round_up(needed, KEY_BLOCK), 2 * have), _round_up(self.limit, KEY_BLOCK))
-        for name in ("keys", "values"):
+        for name in ("keys", "values", "hidden"):
             old = getattr(self, name)
             new = old.new_zeros((old.shape[0], grown, *old.shape[2:]))
             new[:, : self._length] = old[:, : self._length]
@@ -166,6 +171,15 @@ class TorchBackend:
         """An empty context with room for `capacity` rows, canvas included; it grows when needed."""
         return TorchContext(self.config, capacity, self.dtype, self.device)
 
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None) -> TorchBackend:
+        """A model's folder, of ours or of another family; device None: a GPU (bfloat16) or else the CPU (float32)."""
+        from redraft.denoiser import families
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        return cls(families.load(folder, dtype).to(device))
+
     @torch.inference_mode()
     def forward(self, passes: Sequence[Pass]) -> list[PassResult]:
         """Raises RequestError when a pass doesn't fit into the context."""
@@ -176,9 +190,7 @@ class TorchBackend:
         results = self._results(parts, hidden)
         for part in parts:
             if part.encoded:
-                part.context.extend(part.encoded)
-                if self.config.shift:
-                    part.context.last_hidden = hidden[part.first + part.encoded - 1].clone()
+                part.context.extend(hidden[part.first : part.first + part.encoded])
         return results
 
     def _parts(self, passes: Sequence[Pass]) -> list[_Part]:
@@ -299,10 +311,8 @@ class TorchBackend:
             return hidden[torch.from_numpy(before)]
         if not part.context.length:  # nothing comes before: the first row's guess stands in, as in Dream
             return hidden[torch.from_numpy(np.maximum(before, base))]
-        if part.context.last_hidden is None:
-            raise RedraftError("a shifted canvas needs the last clean row: encode a token after truncating")
         picked = hidden[torch.from_numpy(np.maximum(before, base))].clone()
-        picked[torch.from_numpy(index == 0)] = part.context.last_hidden
+        picked[torch.from_numpy(index == 0)] = part.context.hidden[0, part.context.length - 1]
         return picked
 
 
@@ -314,6 +324,7 @@ def _own(context: Context) -> TorchContext:
 
 def _attend_fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """`attend` by the device's own kernel, which promises nothing about rows."""
-    heads = (x.transpose(0, 1)[None] for x in (q, keys, values))
+    by_head, k, v = (x.transpose(0, 1)[None] for x in (q, keys, values))
     grouped = q.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=grouped)[0].transpose(0, 1)
+    out = F.scaled_dot_product_attention(by_head, k, v, attn_mask=mask, enable_gqa=grouped)
+    return out[0].transpose(0, 1)

@@ -68,7 +68,8 @@ class Diffusion(Writer):
         return replace(self.vocabulary, banned=(*self.vocabulary.banned, null))
 
     def after_pass(self, result: PassResult) -> list[Event]:
-        assert self.canvas is not None and result.canvas is not None
+        assert self.canvas is not None
+        assert result.canvas is not None
         if self.config.self_conditioning:
             head = len(self.text) - prefill_length(self.config, len(self.text))
             expected = np.zeros((head + len(result.canvas), self.config.vocab_size), dtype=np.float32)

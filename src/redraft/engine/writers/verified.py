@@ -95,6 +95,4 @@ class Verified(Writer):
         self._proposal = ()
         event = self.commit(chosen)
         self.canvases += 1
-        if self.done:
-            self.context.truncate(len(self.text))
         return event
