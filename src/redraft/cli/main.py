@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from redraft import __version__
-from redraft.cli import chat, doctor, models, run
+from redraft.cli import bench, chat, doctor, evaluate, models, run
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -28,6 +28,8 @@ app = typer.Typer(
 # heavy is imported before a verb runs: `redraft --help` is instant.
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 
