@@ -57,11 +57,11 @@ def read(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) 
     top = scaled.argmax(axis=-1)
     span = np.arange(len(rows))
     highest = scaled[span, top]
+    if not np.isfinite(highest).all():
+        raise RedraftError("the network returned logits that are not finite numbers")
     shifted = np.maximum(scaled - highest[:, None], _FLOOR)
     weight = np.exp(shifted)
     total = weight.sum(axis=-1)
-    if not (np.isfinite(total).all() and np.isfinite(highest).all()):
-        raise RedraftError("the network returned logits that are not finite numbers")
     # of the whole distribution, not of the drawn token's probability alone
     entropy = np.maximum(np.log(total) - np.einsum("kv,kv->k", weight, shifted) / total, 0.0)
 
