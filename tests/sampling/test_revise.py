@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from redraft.corruption import SCHEDULES
 from redraft.sampling import (
     NoiseKey,
     SamplerSettings,
@@ -15,6 +16,7 @@ from redraft.sampling import (
     outcome,
     wanted,
 )
+from redraft.sampling.revise import REMASK_SCHEDULES
 from tests.sampling.networks import arbitrary, run
 
 V, MASK, NULL, EOS = 9, 6, 7, 8
@@ -109,8 +111,6 @@ def test_remasking_keeps_the_marginals(remask: str, eta: float, schedule: str) -
     )
     canvas = begin(settings, SlotVocabulary(V, mask_id=MASK), NoiseKey(5), 0)
     revised = 0
-    from redraft.corruption import SCHEDULES
-
     while not canvas.finished:
         canvas = advance(canvas, np.tile(believing(2), (slots, 1)))
         revised += int((canvas.state == SlotState.REVISED).sum())
@@ -123,8 +123,6 @@ def test_remasking_keeps_the_marginals(remask: str, eta: float, schedule: str) -
 
 
 def test_conf_takes_the_doubtful_back_first() -> None:
-    from redraft.sampling.revise import REMASK_SCHEDULES
-
     share = REMASK_SCHEDULES["conf"](
         0.0, 0.5, np.array([True, True, False]), np.array([0.2, 0.9, 0.1], np.float32)
     )

@@ -91,7 +91,7 @@ def test_nothing_allowed_and_unknown_tokens_are_told() -> None:
 def test_choice_is_a_draw_from_the_warped_distribution() -> None:
     vocabulary, settings = SlotVocabulary(6, mask_id=4, null_id=5, banned=(3,)), WarpSettings(0.8, 0, 0.95)
     logits = np.array([1.0, 0.5, 0.0, 3.0, 4.0, 5.0], np.float32)
-    count = 4000
+    count = 1500
     seen = np.bincount(
         [choose(logits, settings, vocabulary, NoiseKey(1), i) for i in range(count)], minlength=6
     )
@@ -120,8 +120,8 @@ def test_noise_is_pinned() -> None:
     assert random_tokens(NoiseKey(42), 0, 6, 1, 4096, 4).tolist() == PINNED_TOKENS
 
 
-PINNED_GUMBEL = [0.0, 0.0, 0.0, 0.0]
-PINNED_TOKENS = [0, 0, 0, 0, 0, 0]
+PINNED_GUMBEL = [1.6184316138830466, -0.5096506393391381, 1.9522493507146503, 0.07264634652931154]
+PINNED_TOKENS = [1517, 823, 260, 915, 1854, 1381]
 
 
 def test_noise_is_gumbel_and_reaches_its_tail() -> None:
@@ -165,13 +165,15 @@ def test_random_tokens_are_uniform_and_never_the_mask() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"temperature": float("nan")}, {"temperature": -0.1}, {"temperature": float("inf")}, {"top_k": -1},
-        {"top_k": 2.5}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"repetition_penalty": 0.0},
+        {"temperature": float("nan")}, {"temperature": -0.1}, {"temperature": float("inf")},
+        {"top_k": -1}, {"top_k": 2.5}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"repetition_penalty": 0.0},
         {"frequency_penalty": float("inf")}, {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((1, float("nan")),)},
-        {"canvas_length": 0}, {"canvas_length": True}, {"max_steps": 0}, {"steps": 0}, {"accept": "luck"},
+        {"canvas_length": 0}, {"canvas_length": True}, {"max_steps": 0}, {"steps": 0},
+        {"accept": "luck"},
         {"threshold": 1.5}, {"threshold": "0.9"}, {"entropy_bound": -1.0}, {"renoise": "pink"},
         {"temperature_end": 0.4}, {"edit_threshold": 2.0}, {"edit_steps": -1}, {"remask": "all"},
-        {"remask": "cap", "remask_eta": 2.0}, {"corruption": "gaussian"}, {"schedule": "square"}, {"start": 0.0},
+        {"remask": "cap", "remask_eta": 2.0}, {"corruption": "gaussian"}, {"schedule": "square"},
+        {"start": 0.0},
         {"uniform_share": 1.0}, {"belief": "none"}, {"stable_steps": -1}, {"confident_entropy": -0.1},
         {"accept": "first_hitting", "corruption": "uniform"}, {"accept": "first_hitting", "remask": "cap"},
         {"accept": "entropy_bound", "renoise": "uniform", "edit_threshold": 0.5},
