@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,23 +13,26 @@ from safetensors.torch import save_file
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
+from redraft.files import manifest, sha256, write_atomically
+
+__all__ = [
+    "INDEX",
+    "WEIGHTS",
+    "build",
+    "fitting",
+    "load",
+    "load_into",
+    "manifest",
+    "read_tensors",
+    "save",
+    "save_weights",
+    "sha256",
+    "state_dict",
+    "write_atomically",
+]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes next to `path`, flushes to disk, then renames: a reader sees the old file or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RedraftError(f"{path} could not be written: {error.strerror or error}") from None
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -78,25 +79,32 @@ def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     if (folder / INDEX).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"{folder / INDEX} can't be read: {error}") from None
+        for name in names:
+            if Path(name).name != name:
+                raise RequestError(f"{folder / INDEX} names {name}, which lies outside the folder")
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         path = folder / name
         if not path.exists():
-            pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+            pickles = sorted(
+                p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)
+            )
             hint = f" ({pickles[0]} is a pickle, which redraft never opens: convert it)" if pickles else ""
             raise RequestError(f"{folder} has no {name}{hint}")
         try:
             with safe_open(path, "pt") as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise RequestError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
+            raise RequestError(
+                f"{path} is truncated or not a safetensors file ({error}); fetch it again"
+            ) from None
     return tensors
 
 
-def load_into(model: Denoiser, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copies tensors into the model in its dtype; raises RequestError on a missing, surplus or misshapen one."""
+def fitting(model: Denoiser, tensors: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """The tensors that the model wants, checked: RequestError on a missing, surplus or misshapen one."""
     own = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         own.pop("lm_head.weight", None)
@@ -109,25 +117,32 @@ def load_into(model: Denoiser, tensors: dict[str, torch.Tensor], source: str) ->
         if parameter.shape != tensors[name].shape:
             shapes = f"{list(tensors[name].shape)} where the config wants {list(parameter.shape)}"
             raise RequestError(f"{source}: {name} is {shapes}")
-        parameter.copy_(tensors[name])
+    return tensors
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, config: DenoiserConfig | None = None) -> Denoiser:
-    """A denoiser in eval mode from a folder of ours."""
-    model = Denoiser(config or DenoiserConfig.load(folder)).to(dtype)
-    load_into(model, read_tensors(folder), str(folder))
+def load_into(model: Denoiser, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copies tensors into the model in its dtype; raises RequestError on a missing, surplus or misshapen one."""
+    own = model.state_dict()
+    for name, tensor in fitting(model, tensors, source).items():
+        own[name].copy_(tensor)
+
+
+def build(
+    config: DenoiserConfig, tensors: dict[str, torch.Tensor], source: str, dtype: torch.dtype = torch.float32
+) -> Denoiser:
+    """A denoiser in eval mode with these weights. Draws no random numbers; holds each weight once, in `dtype`."""
+    with torch.device("meta"):
+        model = Denoiser(config)
+    # Copies: what safe_open gives may be a view of the mapped file, which others can overwrite.
+    own = {name: t.to(dtype, copy=True) for name, t in fitting(model, tensors, source).items()}
+    model.load_state_dict(own, strict=False, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    """Size and sha256 of every file of a model, by name."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json" and p.name[0] != ".")
-    return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}
+def load(
+    folder: str | Path, dtype: torch.dtype = torch.float32, config: DenoiserConfig | None = None
+) -> Denoiser:
+    """A denoiser in eval mode from a folder of ours (`families.load` reads other families' too)."""
+    return build(config or DenoiserConfig.load(folder), read_tensors(folder), str(folder), dtype)

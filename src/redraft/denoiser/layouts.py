@@ -26,7 +26,8 @@ END = 1 << 30  # a start beyond every position: sees all clean rows of its docum
 class Rows:
     """Rows of one sequence. All arrays have the same shape [..., T]; integers, `canvas` is boolean.
 
-    document: rows of different documents never see each other; a padding row has document -1 and sees itself only.
+    document: rows of different documents never see each other; a padding row has document -1, sees nothing and is seen
+    by none.
     """
 
     canvas: Any

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.rotary import frequencies
 
 MASKED = -1e30  # finite: a padding row that sees nothing then averages garbage in place of giving NaN
 
@@ -33,19 +34,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [..., T, head_dim] in float32 for integer positions [..., T] (RoFormer, half-rotate layout)."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
-    angles = positions[..., None].float() * (1.0 / theta**exponent)
+def rotary_angles(positions: Tensor, config: DenoiserConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., T, rotary_dim] in float32 for integer positions [..., T] (RoFormer, half-rotate layout)."""
+    size = config.rotary_dim
+    exponents = torch.arange(0, size, 2, dtype=torch.int64, device=positions.device).float() / size
+    angles = positions[..., None].float() * frequencies(exponents, config)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies rotary positions to heads [B, T, H, D]; cos and sin are [B, T, D]."""
-    first, second = x.chunk(2, dim=-1)
+    """Applies rotary positions to heads [B, T, H, D]; cos and sin are [B, T, rotary_dim <= D]."""
+    size = cos.shape[-1]
+    turning = x[..., :size]
+    first, second = turning.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return x * cos[..., None, :].to(x.dtype) + turned * sin[..., None, :].to(x.dtype)
+    out = turning * cos[..., None, :].to(x.dtype) + turned * sin[..., None, :].to(x.dtype)
+    return out if size == x.shape[-1] else torch.cat((out, x[..., size:]), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -87,30 +92,41 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, T, hidden] -> (out [B, T, hidden], the present rows' (k, v), each [B, T, kv_heads, head_dim])."""
         batch, rows, _ = x.shape
-        q = self.q_proj(x).view(batch, rows, self.heads, self.head_dim)
-        k = self.k_proj(x).view(batch, rows, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).view(batch, rows, self.kv_heads, self.head_dim)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = self.project(x, cos, sin)
         if visible.dense is not None:
-            keys, values = (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
+            keys, values = (
+                (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
+            )
             out = self._attend(q, keys, values, visible.dense)
         else:
             out = self._attend_split(q, k, v, visible)
         return self.o_proj(out.reshape(batch, rows, -1)), (k, v)
 
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, T, heads, head_dim] and k, v [B, T, kv_heads, head_dim] of x [B, T, hidden], rotated."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Heads [B, T, H, D] in, [B, T, H, D] out."""
         grouped = self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.to(q.dtype), enable_gqa=grouped
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask.to(q.dtype),
+            enable_gqa=grouped,
         )
         return out.transpose(1, 2)
 
     def _attend_split(self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility) -> Tensor:
         """[x_0 ‖ x_t] with each canvas attending to the clean rows and to itself: about a third of the dense work."""
-        assert visible.clean is not None and visible.canvas is not None
+        assert visible.clean is not None
+        assert visible.canvas is not None
         batch, clean_rows = q.shape[0], visible.clean.shape[-1]
         slots = visible.canvas.shape[-2]
         clean = self._attend(q[:, :clean_rows], k[:, :clean_rows], v[:, :clean_rows], visible.clean)
@@ -191,14 +207,18 @@ class Decoder(nn.Module):
         if config.self_conditioning:
             self.self_conditioning = SelfConditioning(config)
 
-    def embed(self, tokens: Tensor, canvas: Tensor | None, locked: Tensor | None, expected: Tensor | None) -> Tensor:
+    def embed(
+        self, tokens: Tensor, canvas: Tensor | None, locked: Tensor | None, expected: Tensor | None
+    ) -> Tensor:
         """tokens [B, T]; canvas, locked: bool [B, T] or None (all clean); expected: probabilities [B, T, V]."""
         x = self.embed_tokens(tokens)
         if canvas is None:
             return x
         if self.config.self_conditioning:
             # Zeros on the first step, as DiffusionGemma does; clean rows stay untouched.
-            soft = torch.zeros_like(x) if expected is None else expected.to(x.dtype) @ self.embed_tokens.weight
+            soft = (
+                torch.zeros_like(x) if expected is None else expected.to(x.dtype) @ self.embed_tokens.weight
+            )
             x = torch.where(canvas[..., None], self.self_conditioning(x, soft), x)
         if self.config.canvas_rows_marked:
             x = x + canvas[..., None].to(x.dtype) * self.canvas_embedding
@@ -244,8 +264,7 @@ class Denoiser(nn.Module):
         expected: the last step's probabilities [B, T, V], for self-conditioning. past: per layer (k, v), each
         [B, S, kv_heads, head_dim], rotated already.
         """
-        config = self.config
-        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        cos, sin = rotary_angles(positions, self.config)
         x = self.model.embed(tokens, canvas, locked, expected)
         present: list[tuple[Tensor, Tensor]] = []
         for i, layer in enumerate(self.model.layers):

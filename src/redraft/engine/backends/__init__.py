@@ -1,0 +1,51 @@
+"""Ways to run the network. A new one is a file with a class that has `load(folder)`, and a line in
+BACKENDS."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from redraft.engine.backend import Backend
+from redraft.errors import RequestError
+
+# name: (module, class, the packages it can't do without, what installs them)
+BACKENDS = {
+    "onnx": ("redraft.engine.backends.onnx_backend", "OnnxBackend", ("onnxruntime", "onnx"), "redraft"),
+    "torch": ("redraft.engine.backends.torch_backend", "TorchBackend", ("torch",), "redraft[train]"),
+}
+
+
+def available(name: str) -> bool:
+    """Whether everything that a backend needs is installed; imports nothing."""
+    module, _, packages, _ = BACKENDS[name]
+    return find_spec(module) is not None and all(find_spec(package) is not None for package in packages)
+
+
+def load_backend(name: str, folder: str | Path) -> Backend:
+    """A model's folder on a backend; "auto" takes the first of BACKENDS that is installed and knows the
+    model.
+
+    Raises RequestError for an unknown name, and for one that isn't installed, naming the pip command.
+    """
+    if name == "auto":
+        name = _first_for(folder)
+    if name not in BACKENDS:
+        raise RequestError(f"backend {name!r} is unknown; one of auto, {', '.join(BACKENDS)}")
+    module, kind, packages, extra = BACKENDS[name]
+    if not available(name):
+        raise RequestError(f"backend {name} needs {' and '.join(packages)}: pip install '{extra}'")
+    loaded: Backend = getattr(importlib.import_module(module), kind).load(folder)
+    return loaded
+
+
+def _first_for(folder: str | Path) -> str:
+    from redraft.denoiser.config import read_config
+    from redraft.denoiser.families import identify
+
+    ours = identify(read_config(folder), str(folder)) is None
+    for name in BACKENDS:
+        if available(name) and (ours or name == "torch"):
+            return name
+    raise RequestError("this model needs torch: pip install 'redraft[train]'")

@@ -1,0 +1,300 @@
+"""The Python interface: load a model, let it write, ask it how likely it finds a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from redraft.denoiser.config import DenoiserConfig
+from redraft.engine import Commit, Engine, Request, Step, Ticket
+from redraft.engine.backend import Backend
+from redraft.engine.backends import load_backend
+from redraft.engine.likelihood import likelihood
+from redraft.errors import RequestError
+from redraft.hub import DEFAULT_MODEL, GenerationDefaults, resolve
+from redraft.hub.tokenizer import Tokenizer
+from redraft.sampling import SamplerSettings
+
+Prompt = str | list[dict[str, Any]] | np.ndarray
+
+
+def load(name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, backend: str = "auto") -> Model:
+    """A model by name or folder, on backend "auto", "torch" or "onnx".
+
+    Raises RequestError when there is no such model or backend, or its files aren't whole.
+    """
+    folder = resolve(name_or_path)
+    tokenizer = Tokenizer.load(folder.path)
+    defaults = GenerationDefaults.load(folder.path)
+    return Model(folder.name, load_backend(backend, folder.path), tokenizer, defaults)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. finish_reason: "stop" (end of answer or a stop string), "length", or "interrupted".
+
+    tokens: how many were committed, nulls and EOS not counted, token_ids themselves; prompt_tokens: the
+    prompt's. nfe: network evaluations after the prompt's own. seconds: wall time from the request to the last
+    commit, of which prefill_seconds for the prompt; time_to_first_draft: from the request to the first canvas
+    (or token) to be seen, None if there was none. tokens_per_second counts from the end of the prompt.
+    """
+
+    model: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+    nfe: int
+    tokens_per_forward: float
+    seconds: float
+    prefill_seconds: float
+    time_to_first_draft: float | None
+    tokens_per_second: float
+    seed: int
+    decode: str
+    token_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `redraft run --json` prints: all fields but token_ids."""
+        fields = dataclasses.asdict(self)
+        del fields["token_ids"]
+        return fields
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Nats for the whole text, its first token taken as given. ar_nll: of the encode role, None where that
+    isn't causal. nelbo: the diffusion bound, a Monte Carlo estimate with standard error nelbo_se, None
+    without a mask token. tokens, bytes: of the text that was scored."""
+
+    ar_nll: float | None
+    nelbo: float | None
+    nelbo_se: float | None
+    tokens: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Model:
+    """A network on a backend with its tokenizer. Several streams may run at once; they share every
+    evaluation."""
+
+    def __init__(
+        self,
+        name: str,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        defaults: GenerationDefaults | None = None,
+        max_batch: int = 8,
+        memory: int | None = None,
+    ) -> None:
+        """max_batch, memory (bytes): see Engine."""
+        self.name, self.backend, self.tokenizer = name, backend, tokenizer
+        self.defaults = defaults or GenerationDefaults(canvas_length=backend.config.canvas_length)
+        self.engine = Engine(backend, tokenizer.token_bytes, max_batch, memory)
+        self._streams: dict[Ticket, deque[Step | Commit]] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def config(self) -> DenoiserConfig:
+        return self.backend.config
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """The whole answer; options as for `request`."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.completion
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """The answer as it is written: Step and Commit events; options as for `request`."""
+        return Stream(self, self.request(prompt, **options))
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        decode: str = "diffusion",
+        effort: str | None = None,
+        canvas: int | None = None,
+        threshold: float | None = None,
+        steps: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Request:
+        """The request that `generate` and `stream` run, checked. What is None comes from
+        generation_config.json.
+
+        prompt: text to be continued, messages for the chat template, or token ids (an integer array). stop:
+        texts that end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality
+        and speed dial, which sets canvas, threshold and steps where those aren't given. canvas: slots
+        denoised together; threshold: probability from which a slot settles; steps: denoising steps a canvas
+        at most. seed: None draws one. ignore_eos: write on past the end of the answer. Raises RequestError,
+        one line, for anything that can't be.
+        """
+        values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
+        given = {
+            "canvas_length": canvas,
+            "threshold": threshold,
+            "max_steps": steps,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "max_new_tokens": max_tokens,
+        }
+        values |= {name: value for name, value in given.items() if value is not None}
+        request = Request(
+            prompt=tuple(self.encode(prompt)),
+            decode=decode,
+            sampler=self._sampler(values),
+            max_tokens=values["max_new_tokens"],
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            ignore_eos=ignore_eos,
+            seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+        )
+        request.check(self.config)
+        return request
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt. Raises RequestError when it is empty or neither text nor messages."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, np.ndarray) and np.issubdtype(prompt.dtype, np.integer):
+            ids = prompt
+        else:
+            ids = self.tokenizer.render(prompt)  # type: ignore[arg-type]
+        if not len(ids):
+            raise RequestError("the prompt is empty: say something to answer")
+        return [int(i) for i in ids]
+
+    def score(self, text: str, strata: int = 4, replicates: int = 4, seed: int = 0) -> Likelihood:
+        """How likely the model finds a text; see engine.likelihood for how. More strata and replicates narrow
+        the standard error. Raises RequestError for a text of fewer than two tokens or longer than the
+        context."""
+        ids = self.tokenizer.encode(text)
+        bound = likelihood(self.backend, ids, strata=strata, replicates=replicates, seed=seed)
+        scored = sum(len(self.tokenizer.token_bytes(int(i))) for i in ids[1:])
+        return Likelihood(bound.ar_nll, bound.nelbo, bound.nelbo_se, bound.tokens, scored)
+
+    def _sampler(self, values: dict[str, Any]) -> SamplerSettings:
+        """Names as in generation_config.json to the sampler's; max_steps None: as many as slots."""
+        slots, steps = values["canvas_length"], values["max_steps"]
+        if steps is None and isinstance(slots, int):
+            steps = max(1, slots) * (1 if values["edit_threshold"] is None else 2)
+        return SamplerSettings(
+            temperature=values["temperature"],
+            top_k=values["top_k"],
+            top_p=values["top_p"],
+            canvas_length=slots,
+            max_steps=steps,
+            threshold=values["threshold"],
+            edit_threshold=values["edit_threshold"],
+            renoise="uniform" if self.config.mask_token_id is None else "mask",
+        )
+
+    def _open(self, request: Request) -> Ticket:
+        with self._lock:
+            ticket = self.engine.submit(request)
+            self._streams[ticket] = deque()
+            return ticket
+
+    def _next(self, ticket: Ticket) -> Step | Commit | None:
+        """The next event of a stream, None at its end; whoever waits runs the evaluation for all."""
+        with self._lock:
+            events = self._streams.get(ticket)
+            while events is not None and not events and not ticket.done:
+                for owner, event in self.engine.step():
+                    inbox = self._streams.get(owner)
+                    if inbox is not None:
+                        inbox.append(event)
+            if not events and ticket.error is not None:
+                raise ticket.error
+            return events.popleft() if events else None
+
+    def _close(self, ticket: Ticket) -> None:
+        self.engine.cancel(ticket)
+        self._streams.pop(ticket, None)
+
+
+class Stream:
+    """Events of one answer, to be iterated once. Leaving early, `close`, or reading `completion` ends the
+    answer; what was committed by then is kept."""
+
+    def __init__(self, model: Model, request: Request) -> None:
+        self._model, self.request = model, request
+        self._ticket = model._open(request)
+
+    def __iter__(self) -> Iterator[Step | Commit]:
+        return self
+
+    def __next__(self) -> Step | Commit:
+        event = self._model._next(self._ticket)
+        if event is None:
+            self.close()
+            raise StopIteration
+        return event
+
+    def close(self) -> None:
+        """Ends the answer within the evaluation under way; nothing happens if it has ended."""
+        self._model._close(self._ticket)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ticket"):
+            self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The answer as far as it was committed; ends the stream."""
+        self.close()
+        return completion(self._model, self._ticket)
+
+
+def completion(model: Model, ticket: Ticket) -> Completion:
+    """What a ticket has come to, as a Completion."""
+    writer, request = ticket.writer, ticket.request
+    ids = tuple(writer.output.tokens) if writer else ()
+    nfe = writer.nfe if writer else 0
+    text = writer.output.text_bytes().decode("utf-8", "replace") if writer else ""
+    start = ticket.submitted if ticket.started is None else ticket.started
+    end = max(filter(None, (start, ticket.prompt_read, ticket.last_commit)))
+    prefill = 0.0 if ticket.prompt_read is None else ticket.prompt_read - start
+    writing = end - ticket.submitted - prefill
+    return Completion(
+        model=model.name,
+        text=text,
+        finish_reason=(writer.output.finish_reason if writer else None) or "interrupted",
+        prompt_tokens=len(request.prompt),
+        tokens=len(ids),
+        nfe=nfe,
+        tokens_per_forward=len(ids) / max(1, nfe),
+        seconds=end - ticket.submitted,
+        prefill_seconds=prefill,
+        time_to_first_draft=None if ticket.first_draft is None else ticket.first_draft - ticket.submitted,
+        tokens_per_second=len(ids) / writing if writing > 0 else 0.0,
+        seed=request.seed,
+        decode=request.decode,
+        token_ids=ids,
+    )

@@ -1,0 +1,97 @@
+"""redraft models: what is in the store."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from redraft.cli.options import Json
+from redraft.hub import DEFAULT_MODEL
+
+app = typer.Typer(help="The store of models.", no_args_is_help=False)
+
+Name = Annotated[str, typer.Argument(help="A model's name or folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """The store of models: shipped with redraft, or in $REDRAFT_HOME (by default ~/.cache/redraft)."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the models that have a name."""
+    from redraft.cli.terminal import safe
+    from redraft.hub import store
+
+    found: list[dict[str, Any]] = [
+        {
+            "name": model.name,
+            "origin": model.origin,
+            "parameters": store.parameters(model.path),
+            "bytes": sum(p.stat().st_size for p in model.path.iterdir() if p.is_file()),
+            "path": str(model.path),
+        }
+        for model in store.models()
+    ]
+    if as_json:
+        typer.echo(json.dumps({"models": found}))
+        return
+    if not found:
+        typer.echo(f"no models yet (the store is {store.local_root()})")
+    width = max((len(m["name"]) for m in found), default=0)
+    for m in found:
+        size = f"{count(m['parameters']):>7} parameters  {m['bytes'] / 2**20:>8.1f} MiB"
+        typer.echo(safe(f"{m['name']:<{width}}  {m['origin']:<7}  {size}"))
+
+
+@app.command("show")
+def show(name: Name = DEFAULT_MODEL, as_json: Json = False) -> None:
+    """Show a model's shape, sampling defaults and files, and whether its manifest holds."""
+    from redraft.cli.terminal import safe
+    from redraft.hub import store
+
+    told = store.describe(store.find(name))
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    states = {True: "yes", False: "no manifest to compare with"}
+    state = states.get(told["verified"], f"NO: {told['verified']}")
+    rows: list[tuple[str, Any]] = [
+        ("name", told["name"]),
+        ("origin", told["origin"]),
+        ("path", told["path"]),
+        ("parameters", count(told["parameters"])),
+        ("size", f"{told['bytes'] / 2**20:.1f} MiB"),
+        ("verified", state),
+        ("licence", told["licence"] or "not stated"),
+    ]
+    rows += [(f"config.{key}", value) for key, value in told["config"].items()]
+    rows += [(f"generation.{key}", value) for key, value in told["generation"].items()]
+    rows += [(f"file {file}", f"{size} bytes") for file, size in told["files"].items()]
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        typer.echo(safe(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}"))
+
+
+@app.command("rm")
+def rm(name: Annotated[str, typer.Argument(help="A model of the store.")], as_json: Json = False) -> None:
+    """Remove a model from the store (a shipped one, or a folder of yours, stays)."""
+    from redraft.hub import store
+
+    path = store.remove(name)
+    typer.echo(json.dumps({"removed": name, "path": str(path)}) if as_json else f"removed {path}")
+
+
+def count(parameters: int | None) -> str:
+    """5.8M and the like."""
+    if parameters is None:
+        return "?"
+    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= limit:
+            return f"{parameters / limit:.1f}{unit}"
+    return str(parameters)

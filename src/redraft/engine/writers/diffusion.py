@@ -1,0 +1,131 @@
+"""decode "diffusion": canvas after canvas is denoised; the one before joins the context with the next one's
+first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.backend import Pass, PassResult
+from redraft.engine.writers.base import Event, Writer, prefill_length
+from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wanted
+
+
+@dataclass(frozen=True)
+class Head:
+    """Clean text that this layout's canvas must carry: all of it (full) or what its block begins with
+    (block_causal)."""
+
+    tokens: np.ndarray  # int64
+
+    def before(self, slots: np.ndarray, fill: object) -> np.ndarray:
+        """`slots` with one entry for each head token put before."""
+        return np.concatenate((np.full(len(self.tokens), fill, dtype=slots.dtype), slots))
+
+
+class Diffusion(Writer):
+    canvas: Canvas | None = None
+    _expected: np.ndarray | None = None
+    _nulls_banned = False
+
+    def next_pass(self) -> Pass:
+        """Every pass of a canvas; the first also encodes what the last canvas committed."""
+        encoded = prefill_length(self.config, len(self.text))
+        encode = np.array(self.text[self.context.length : encoded], dtype=np.int64)
+        head = Head(np.array(self.text[encoded:], dtype=np.int64))
+        if self.canvas is None:
+            self.canvas = self._begin()
+            self._expected = None
+        rows = np.arange(len(self.canvas.tokens)) if self.config.self_conditioning else wanted(self.canvas)
+        return Pass(
+            self.context,
+            encode,
+            canvas=np.concatenate((head.tokens, self.canvas.tokens)),
+            locked=head.before(self.canvas.locked, True),
+            canvas_rows=len(head.tokens) + rows,
+            expected=self._expected,
+        )
+
+    def _begin(self) -> Canvas:
+        """A fresh canvas; the first may hold given slots and tokens."""
+        first = self.canvases == 0
+        slots = canvas_slots(self.config, self.request.sampler.canvas_length, len(self.text))
+        return begin(
+            replace(self.request.sampler, canvas_length=slots),
+            self._slot_vocabulary,
+            self.request.key,
+            len(self.output.tokens),
+            locked=self.request.locked if first else None,
+            initial=self.request.initial if first else None,
+            chosen=self.output.tokens,
+        )
+
+    @property
+    def _slot_vocabulary(self) -> SlotVocabulary:
+        null = self.config.null_token_id
+        if not self._nulls_banned or null is None:
+            return self.vocabulary
+        return replace(self.vocabulary, banned=(*self.vocabulary.banned, null))
+
+    def after_pass(self, result: PassResult) -> list[Event]:
+        assert self.canvas is not None
+        assert result.canvas is not None
+        if self.config.self_conditioning:
+            head = len(self.text) - prefill_length(self.config, len(self.text))
+            expected = np.zeros((head + len(result.canvas), self.config.vocab_size), dtype=np.float32)
+            expected[head:] = _softmax(result.canvas)
+            self._expected = expected
+        self.canvas = advance(self.canvas, result.canvas)
+        events: list[Event] = [self.step_event(self.canvas)]
+        if self.canvas.finished or self._ended_early():
+            events.append(self._finish())
+        return events
+
+    def _ended_early(self) -> bool:
+        """Whether the slots settled from the left on already hold the end of the answer (length, a stop
+        string)."""
+        assert self.canvas is not None
+        sampler = self.request.sampler
+        if sampler.edit_threshold is not None or sampler.remask is not None or not sampler.sticky:
+            return False  # what has settled may still change
+        open_slots = np.flatnonzero(~self.canvas.settled)
+        settled = self.canvas.shown[: open_slots[0]] if len(open_slots) else self.canvas.shown
+        tokens = [int(t) for t in settled if t != self.config.null_token_id]
+        return self.output.ends_within(tokens)
+
+    def _finish(self) -> Event:
+        """Commits the canvas. One that holds nothing but nulls ends the answer, unless EOS is to be ignored:
+        then it is denoised again without nulls."""
+        assert self.canvas is not None
+        tokens = outcome(self.canvas)
+        self._nulls_banned = not tokens and self.request.ignore_eos
+        if not tokens and not self.request.ignore_eos:
+            self.output.finish_reason = "stop"
+        event = self.commit(tokens)
+        self.canvas = None
+        self.canvases += 1
+        if (
+            self.request.max_canvases is not None
+            and self.canvases >= self.request.max_canvases
+            and not self.done
+        ):
+            self.output.finish_reason = "length"
+            event = replace(event, finish_reason="length")
+        return event
+
+
+def canvas_slots(config: DenoiserConfig, wanted_slots: int, text: int) -> int:
+    """Slots of the canvas that follows `text` tokens: as many as wanted, or the rest of the block; none past
+    the context's end."""
+    if config.layout == "block_causal":
+        wanted_slots = config.canvas_length - text % config.canvas_length
+    return min(wanted_slots, config.max_position_embeddings - text)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """float32 [C, V]."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    out: np.ndarray = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return out

@@ -1,0 +1,116 @@
+"""decode "verified": the canvas proposes, the encode role decides (DESIGN decision 5).
+
+Every pass encodes the last chosen token and a proposal for those that follow, and its AR logits say what AR
+would have chosen after each. What agrees is committed, then AR's own token at the first disagreement; so a
+pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
+proposal comes from a canvas behind this one, denoised in the same pass; it stands only if all of this one was
+right, because otherwise it has read wrong tokens. (Speculative decoding, Leviathan 2023; the canvas as
+drafter: TiDAR, I-DLM.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from redraft.engine.backend import Pass, PassResult
+from redraft.engine.events import Step
+from redraft.engine.writers.base import Event, Writer
+from redraft.sampling import Canvas, advance, begin, choose, outcome, wanted
+
+
+class Verified(Writer):
+    encode_prompt = "last"
+    canvas: Canvas | None = None
+    _proposal: tuple[int, ...] = ()
+
+    def after_prompt(self, result: PassResult) -> list[Event]:
+        return [self._verify(result.encode)]
+
+    def next_pass(self) -> Pass:
+        """Encodes the chosen token and the proposal, or nothing while a canvas still needs steps."""
+        if self.canvas is not None:
+            nothing = np.zeros(0, dtype=np.int64)
+            return Pass(self.context, nothing, canvas=self.canvas.tokens, canvas_rows=wanted(self.canvas))
+        pending = self.pending()
+        room = self.limit - self.context.length - len(pending)
+        self._proposal = self._proposal[:room]
+        encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
+        self.canvas = self._begin(room - len(self._proposal))
+        if self.canvas is None:
+            return Pass(self.context, encode, "all")
+        rows = wanted(self.canvas)
+        return Pass(self.context, encode, "all", canvas=self.canvas.tokens, canvas_rows=rows)
+
+    def _begin(self, room: int) -> Canvas | None:
+        """A canvas behind the proposal, or None where there's no use or no room for one."""
+        request = self.request
+        left = self.output.rules.limit - len(self.output.tokens) - len(self._proposal)
+        slots = min(request.sampler.canvas_length, room, left)
+        if slots < 2 or (self._proposal and request.draft_layout == "separate"):
+            return None
+        settings = replace(
+            request.sampler,
+            canvas_length=slots,
+            max_steps=request.draft_steps,
+            steps=None,
+            accept="threshold",
+            edit_threshold=None,
+            remask=None,
+        )
+        position = len(self.output.tokens) + len(self._proposal)
+        chosen = [*self.output.tokens, *self._proposal]
+        return begin(settings, self.vocabulary, request.key, position, chosen=chosen)
+
+    def after_pass(self, result: PassResult) -> list[Event]:
+        events: list[Event] = []
+        if len(result.encode):
+            events.append(self._verify(result.encode))
+            if self.done:
+                return events
+        if self.canvas is not None:
+            assert result.canvas is not None
+            self.canvas = advance(self.canvas, result.canvas)
+            events.append(self._draft_event(self.canvas))
+            if self.canvas.finished:
+                self._proposal = self._proposed(self.canvas)
+                self.canvas = None
+        return events
+
+    def _proposed(self, canvas: Canvas) -> tuple[int, ...]:
+        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile;
+        without an end of answer, behind which there's nothing to encode."""
+        spent = int(canvas.shown[0] != self.config.null_token_id)
+        proposal = outcome(canvas)[spent:]
+        return proposal[:-1] if proposal and proposal[-1] in self.vocabulary.eos_ids else proposal
+
+    def _draft_event(self, canvas: Canvas) -> Step:
+        """The canvas without its first slot, whose token AR has chosen already."""
+        step = self.step_event(canvas)
+        return replace(
+            step,
+            tokens=step.tokens[1:],
+            state=step.state[1:],
+            probability=step.probability[1:],
+            entropy=step.entropy[1:],
+        )
+
+    def _verify(self, logits: np.ndarray) -> Event:
+        """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on
+        it."""
+        chosen: list[int] = []
+        for row, guess in zip(logits, (*self._proposal, None), strict=True):
+            before = self.output.tokens + chosen
+            token = choose(row, self.request.sampler, self.vocabulary, self.request.key, len(before), before)
+            chosen.append(token)
+            if token != guess:
+                break
+        wrong = len(self._proposal) - (len(chosen) - 1)
+        if wrong:
+            self.context.truncate(self.context.length - wrong)
+            self.canvas = None
+        self._proposal = ()
+        event = self.commit(chosen)
+        self.canvases += 1
+        return event

@@ -1,0 +1,47 @@
+"""Files written whole or not at all, and what a model's files must hash to. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from redraft.errors import RedraftError
+
+MANIFEST = "manifest.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes next to `path`, flushes to disk, then renames: a reader sees the old file or the new, never a
+    part.
+
+    Raises RedraftError (disk full, folder absent or not writable); the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A path whose parent is no folder can't even be looked at; the first error is the one to tell.
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        raise RedraftError(f"{path} could not be written: {error.strerror or error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Size and sha256 of every file of a model, by name."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST and p.name[0] != ".")
+    return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}

@@ -1,0 +1,128 @@
+"""generation_config.json: how a model likes to be sampled when a request doesn't say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redraft.errors import RequestError
+from redraft.hub.names import did_you_mean
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Defaults of one model.
+
+    canvas_length: slots a canvas. threshold: probability from which a slot settles. max_steps: denoising
+    steps a canvas, None for as many as slots. temperature: 0 is greedy. top_k: 0 keeps all. edit_threshold:
+    probability from which a settled token is overwritten, None never. effort: for each level of the dial the
+    settings it changes.
+    """
+
+    canvas_length: int = 16
+    threshold: float = 0.9
+    max_steps: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    edit_threshold: float | None = None
+    max_new_tokens: int = 256
+    effort: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: str = GENERATION_CONFIG) -> GenerationDefaults:
+        """Unknown keys are ignored; raises RequestError for a value of the wrong type or outside its
+        range.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {name: value for name, value in raw.items() if name in known}
+        levels = values.get("effort", {})
+        if not isinstance(levels, dict) or not all(isinstance(level, dict) for level in levels.values()):
+            raise RequestError(f"{source}: effort must map each level to an object of settings")
+        for prefix, settings in [
+            ("", values),
+            *((f"effort.{name}.", level) for name, level in levels.items()),
+        ]:
+            for name, value in settings.items():
+                if name in _RULES and not _RULES[name].allows(value):
+                    raise RequestError(f"{source}: {prefix}{name} must be {_RULES[name].text}, not {value!r}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> GenerationDefaults:
+        """Of a model's folder; the defaults above where the file is absent."""
+        path = Path(folder) / GENERATION_CONFIG
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{path} can't be read as JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise RequestError(f"{path} must hold a JSON object")
+        return cls.from_dict(raw, str(path))
+
+    def settings_for(self, effort: str | None) -> dict[str, Any]:
+        """What an effort level changes; nothing for None. Raises RequestError for a level the model doesn't
+        have.
+        """
+        if effort is None:
+            return {}
+        if effort not in self.effort:
+            if not self.effort:
+                raise RequestError("this model has no effort levels: use threshold and steps instead")
+            levels = ", ".join(self.effort)
+            raise RequestError(
+                f"unknown effort {effort!r}{did_you_mean(effort, self.effort)} (levels: {levels})"
+            )
+        return dict(self.effort[effort])
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """kind: int or float (an int passes for a float, a bool for neither); low and high are inclusive."""
+
+    kind: type
+    low: float
+    high: float
+    optional: bool = False
+    above_low: bool = False
+
+    def allows(self, value: Any) -> bool:
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int if self.kind is int else (int, float)):
+            return False
+        return (
+            math.isfinite(value)
+            and self.low <= value <= self.high
+            and not (self.above_low and value == self.low)
+        )
+
+    @property
+    def text(self) -> str:
+        what = "a whole number" if self.kind is int else "a number"
+        if self.above_low:
+            span = f"above {self.low:g}" + (f" and at most {self.high:g}" if self.high < math.inf else "")
+        else:
+            span = f"from {self.low:g}" + (f" to {self.high:g}" if self.high < math.inf else " up")
+        return f"{what} {span}" + (" or null" if self.optional else "")
+
+
+_RULES = {
+    "canvas_length": _Rule(int, 1, math.inf),
+    "threshold": _Rule(float, 0, 1),
+    "max_steps": _Rule(int, 1, math.inf, optional=True),
+    "temperature": _Rule(float, 0, math.inf),
+    "top_k": _Rule(int, 0, math.inf),
+    "top_p": _Rule(float, 0, 1, above_low=True),
+    "edit_threshold": _Rule(float, 0, 1, optional=True),
+    "max_new_tokens": _Rule(int, 1, math.inf),
+}

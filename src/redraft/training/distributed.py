@@ -1,0 +1,66 @@
+"""torchrun's processes, or one process alone: the same calls either way."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from redraft.errors import RequestError
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes; device: where this one computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all processes, in float64."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(v) for v in tensor.cpu()]
+
+    def mean(self, value: float) -> float:
+        """One number that all processes agree on, of what each has measured."""
+        return self.sum([value])[0] / self.size
+
+    def any(self, value: bool) -> bool:
+        """Whether it's true in some process."""
+        return self.sum([float(value)])[0] > 0
+
+    def share(self, rows: int) -> range:
+        """This process's rows of a global batch."""
+        return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(device: str) -> World:
+    """Joins the group that torchrun set up (gloo on a CPU, nccl on GPUs), if there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("train.device is cuda, but torch sees no GPU here; use cpu or auto")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    return World(rank, size, where)
