@@ -40,7 +40,9 @@ WIDTHS = (1, 8, 16, 32)
 def random_model(shape: str) -> Denoiser:
     vocab, hidden, wide, layers, heads, kv_heads, size = SHAPES[shape]
     torch.manual_seed(0)
-    return Denoiser(DenoiserConfig(vocab, hidden, wide, layers, heads, kv_heads, size, mask_token_id=0)).eval()
+    return Denoiser(
+        DenoiserConfig(vocab, hidden, wide, layers, heads, kv_heads, size, mask_token_id=0)
+    ).eval()
 
 
 def backends(model: Denoiser, threads: int, spinning: bool) -> dict[str, Backend]:
@@ -107,13 +109,17 @@ def report(times: dict[str, dict[str, Any]]) -> str:
         for step, t in by_step.items():
             against_torch = times["torch"][step]["ms"] / t["ms"]
             against_ar = t["ms"] / by_step["ar"]["ms"]
-            numbers = f"{t['ms']:9.2f}{t['median_ms']:9.2f}{t['cpu_ms']:9.2f}{against_torch:9.2f}{against_ar:7.2f}"
+            numbers = (
+                f"{t['ms']:9.2f}{t['median_ms']:9.2f}{t['cpu_ms']:9.2f}{against_torch:9.2f}{against_ar:7.2f}"
+            )
             lines.append(f"{name:<12}{step:>5}{numbers}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="a model's folder; random weights without it")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--context", type=int, default=256, help="tokens before the canvas")

@@ -141,7 +141,9 @@ def test_other_families_load_by_their_own_names(tmp_path: Path) -> None:
         "gate_proj": "ff_proj",
         "down_proj": "ff_out",
     }
-    model = denoiser(layout="full", canvas_rows_marked=False, tie_word_embeddings=False, num_key_value_heads=4)
+    model = denoiser(
+        layout="full", canvas_rows_marked=False, tie_word_embeddings=False, num_key_value_heads=4
+    )
     tensors = {}
     for name, tensor in checkpoint.state_dict(model).items():
         parts = name.split(".")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from redraft import __version__
-from redraft.cli import chat, doctor, models, prepare, run, train
+from redraft.cli import bench, chat, doctor, evaluate, models, prepare, run, train
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -30,6 +30,8 @@ app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 

@@ -18,20 +18,21 @@ DRAFT_LAYOUTS = ("strided", "separate")
 class Request:
     """One answer to `prompt` (token ids). Raises RequestError when something in it makes no sense by itself.
 
-    decode: a name in writers.WRITERS. sampler: how a canvas is denoised; its warp settings hold in every mode.
-    max_tokens: longest answer in tokens, None for as far as the context goes. stop: texts that end the answer and are
-    cut from it. eos_ids: None for the model's own; ignore_eos: they are tokens like any other. seed, sample: name the
-    noise, so that answers number 0, 1, … to one prompt differ.
+    decode: a name in writers.WRITERS. sampler: how a canvas is denoised; its warp settings hold in every
+    mode. max_tokens: longest answer in tokens, None for as far as the context goes. stop: texts that end the
+    answer and are cut from it. eos_ids: None for the model's own; ignore_eos: they are tokens like any other.
+    seed, sample: name the noise, so that answers number 0, 1, … to one prompt differ.
 
-    locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of noise.
-    max_canvases: the answer also ends (reason "length") after so many canvases.
+    locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of
+    noise. max_canvases: the answer also ends (reason "length") after so many canvases.
 
-    sharp: open slots hold the model's draft token, behind which it was distilled to guess what its AR self would write,
-    in place of the mask, behind which it is calibrated. None: where it has one and the answer is to be the likeliest
-    (temperature 0 and nothing locked, or decode "verified").
+    sharp: open slots hold the model's draft token, behind which it was distilled to guess what its AR self
+    would write, in place of the mask, behind which it is calibrated. None: where it has one and the answer is
+    to be the likeliest (temperature 0 and nothing locked, or decode "verified").
 
-    verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a proposal
-    and draft the next (which counts only if all of the first is right); "separate" spends two smaller ones.
+    verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a
+    proposal and draft the next (which counts only if all of the first is right); "separate" spends two
+    smaller ones.
     """
 
     prompt: tuple[int, ...]
@@ -117,6 +118,8 @@ class Request:
             raise RequestError(
                 f"the prompt has {len(self.prompt)} tokens and the context {limit}: shorten it to {limit - 1} or less"
             )
+        if self.max_tokens is not None and self.max_tokens > limit:
+            raise RequestError(f"max_tokens is {self.max_tokens}; the context holds {limit}")
         slots = canvas_slots(config, self.sampler.canvas_length, len(self.prompt))
         if len(self.initial or ()) > slots:
             raise RequestError(

@@ -123,11 +123,13 @@ class Optimizer(Section):
 
 
 class Mixture(Section):
-    """One prepared corpus in the training mix. ar: whether the AR loss is taken on it."""
+    """One prepared corpus in the training mix. ar: whether the AR loss is taken on it. draft: its canvases hide behind
+    the draft token in place of the mask: they are learnt apart, and what the mask tells stays calibrated."""
 
     path: str
     weight: float = Field(default=1.0, gt=0)
     ar: bool = True
+    draft: bool = False
 
 
 class Train(Section):
@@ -254,7 +256,8 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A slip in a required key is also a missing key: the slip is what to tell.
+    first = min(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
         section = _section_at(first["loc"])
