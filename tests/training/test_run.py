@@ -94,7 +94,7 @@ except KeyboardInterrupt:
 
 def ended(process: subprocess.Popen[str]) -> str:
     """Waits for a process; its stderr."""
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=500)
     return errors
 
 
@@ -175,8 +175,8 @@ def test_two_processes_train_as_one_does_and_resume(prepared: Path, tmp_path: Pa
     alone = train(recipe, tmp_path / "one")
     script = "Run(recipe, folder, resume).train()"
     process = started(script, recipe, tmp_path / "two", processes=2)
-    assert not ended(process) or process.returncode == 0
-    assert process.returncode == 0
+    errors = ended(process)
+    assert process.returncode == 0, errors
     together = checkpoints.complete(tmp_path / "two")[-1]
     assert together.name == alone.name
     ours, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
@@ -201,14 +201,14 @@ def test_two_processes_train_as_one_does_and_resume(prepared: Path, tmp_path: Pa
         torch.testing.assert_close(value, after[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_goes_on(
     prepared: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe = toys.recipe(prepared, steps=100_000, save_every=100_000)
     process = started("Run(recipe, folder, resume).train()", recipe, tmp_path / "run")
     file = tmp_path / "run" / "metrics.jsonl"
-    end = time.monotonic() + 100
+    end = time.monotonic() + 400
     while not (file.exists() and file.read_text().count("\n") > 2) and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(number)
