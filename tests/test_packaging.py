@@ -180,6 +180,32 @@ def test_a_wheel_holds_all_packages_and_models(tmp_path: Path) -> None:
     assert any(name.endswith("entry_points.txt") for name in inside)
 
 
+BASE = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
+TRAIN = BASE | {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["train"]}
+DISTRIBUTIONS = {"yaml": "pyyaml"}  # where a package is imported under another name
+
+
+def needs(path: Path) -> set[str]:
+    """Distributions outside the standard library that a file imports, at its top or later."""
+    tops = {module.split(".")[0] for module, _ in imports(path, ast.parse(path.read_text()))}
+    return {DISTRIBUTIONS.get(t, t) for t in tops - set(sys.stdlib_module_names) - {"redraft"}}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_file_needs_only_what_its_install_brings(path: Path) -> None:
+    """The base install is enough to run models; torch and what training needs come with the extra `train`."""
+    own = layer(name_of(path))
+    may = TRAIN if own in ("denoiser", "training", "evaluation") or path.name.startswith("torch") else BASE
+    if path == SOURCE / "cli" / "doctor.py":
+        may = TRAIN  # it looks at what is installed
+    assert needs(path) <= may
+
+
+def test_the_base_install_has_no_torch() -> None:
+    assert "torch" not in BASE
+    assert "torch" in TRAIN
+
+
 def test_every_package_has_an_init() -> None:
     folders = {p.parent for p in MODULES}
     assert {str(f) for f in folders if not (f / "__init__.py").exists()} == set()

@@ -41,10 +41,10 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, backend: str = "a
 class Completion:
     """One answer. finish_reason: "stop" (end of answer or a stop string), "length", or "interrupted".
 
-    tokens: how many were committed, nulls and EOS not counted, token_ids themselves; prompt_tokens: the prompt's.
-    nfe: network evaluations after the prompt's own. seconds: wall time from the request to the last commit, of which
-    prefill_seconds for the prompt; time_to_first_draft: from the request to the first canvas (or token) to be seen,
-    None if there was none. tokens_per_second counts from the end of the prompt.
+    tokens: how many were committed, nulls and EOS not counted, token_ids themselves; prompt_tokens: the
+    prompt's. nfe: network evaluations after the prompt's own. seconds: wall time from the request to the last
+    commit, of which prefill_seconds for the prompt; time_to_first_draft: from the request to the first canvas
+    (or token) to be seen, None if there was none. tokens_per_second counts from the end of the prompt.
     """
 
     model: str
@@ -71,9 +71,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Nats for the whole text, its first token taken as given. ar_nll: of the encode role, None where that isn't
-    causal. nelbo: the diffusion bound, a Monte Carlo estimate with standard error nelbo_se, None without a mask token.
-    tokens, bytes: of the text that was scored."""
+    """Nats for the whole text, its first token taken as given. ar_nll: of the encode role, None where that
+    isn't causal. nelbo: the diffusion bound, a Monte Carlo estimate with standard error nelbo_se, None
+    without a mask token. tokens, bytes: of the text that was scored."""
 
     ar_nll: float | None
     nelbo: float | None
@@ -86,7 +86,8 @@ class Likelihood:
 
 
 class Model:
-    """A network on a backend with its tokenizer. Several streams may run at once; they share every evaluation."""
+    """A network on a backend with its tokenizer. Several streams may run at once; they share every
+    evaluation."""
 
     def __init__(
         self,
@@ -136,13 +137,15 @@ class Model:
         steps: int | None = None,
         ignore_eos: bool = False,
     ) -> Request:
-        """The request that `generate` and `stream` run, checked. What is None comes from generation_config.json.
+        """The request that `generate` and `stream` run, checked. What is None comes from
+        generation_config.json.
 
-        prompt: text to be continued, messages for the chat template, or token ids (an integer array). stop: texts that
-        end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality and speed dial, which
-        sets canvas, threshold and steps where those aren't given. canvas: slots denoised together; threshold:
-        probability from which a slot settles; steps: denoising steps a canvas at most. seed: None draws one.
-        ignore_eos: write on past the end of the answer. Raises RequestError, one line, for anything that can't be.
+        prompt: text to be continued, messages for the chat template, or token ids (an integer array). stop:
+        texts that end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality
+        and speed dial, which sets canvas, threshold and steps where those aren't given. canvas: slots
+        denoised together; threshold: probability from which a slot settles; steps: denoising steps a canvas
+        at most. seed: None draws one. ignore_eos: write on past the end of the answer. Raises RequestError,
+        one line, for anything that can't be.
         """
         values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
         given = {
@@ -180,8 +183,9 @@ class Model:
         return [int(i) for i in ids]
 
     def score(self, text: str, strata: int = 4, replicates: int = 4, seed: int = 0) -> Likelihood:
-        """How likely the model finds a text; see engine.likelihood for how. More strata and replicates narrow the
-        standard error. Raises RequestError for a text of fewer than two tokens or longer than the context."""
+        """How likely the model finds a text; see engine.likelihood for how. More strata and replicates narrow
+        the standard error. Raises RequestError for a text of fewer than two tokens or longer than the
+        context."""
         ids = self.tokenizer.encode(text)
         bound = likelihood(self.backend, ids, strata=strata, replicates=replicates, seed=seed)
         scored = sum(len(self.tokenizer.token_bytes(int(i))) for i in ids[1:])
@@ -218,6 +222,8 @@ class Model:
                     inbox = self._streams.get(owner)
                     if inbox is not None:
                         inbox.append(event)
+            if not events and ticket.error is not None:
+                raise ticket.error
             return events.popleft() if events else None
 
     def _close(self, ticket: Ticket) -> None:
@@ -226,8 +232,8 @@ class Model:
 
 
 class Stream:
-    """Events of one answer, to be iterated once. Leaving early, `close`, or reading `completion` ends the answer;
-    what was committed by then is kept."""
+    """Events of one answer, to be iterated once. Leaving early, `close`, or reading `completion` ends the
+    answer; what was committed by then is kept."""
 
     def __init__(self, model: Model, request: Request) -> None:
         self._model, self.request = model, request

@@ -18,7 +18,7 @@ from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.batch import Batch, build
 from redraft.training.data import Corpus, write_corpus
 from redraft.training.packing import Rows
-from redraft.training.recipe import Canvas, Recipe
+from redraft.training.recipe import Canvas, Mixture, Recipe
 
 VOCAB, EOS, NULL, MASK = 24, 0, 22, 23
 PLAIN = Canvas(
@@ -98,7 +98,8 @@ def batch(data: Rows, settings: Canvas = PLAIN, kind: str = "absorbing", **more:
     arguments.setdefault("rows", range(arguments["batch_rows"]))
     of = arguments.pop("of", config())
     ar = arguments.pop("ar", [True] * len(data.corpora))
-    return build(data, ar, of, process(kind, of.vocab_size), settings, **arguments)
+    mixture = [Mixture(path="toy", ar=taken) for taken in ar]
+    return build(data, mixture, of, process(kind, of.vocab_size), settings, **arguments)
 
 
 def dense_logits(

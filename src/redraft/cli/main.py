@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from redraft import __version__
-from redraft.cli import chat, doctor, models, run
+from redraft.cli import bench, chat, doctor, evaluate, models, prepare, run, train
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -28,6 +28,10 @@ app = typer.Typer(
 # heavy is imported before a verb runs: `redraft --help` is instant.
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("prepare")(prepare.prepare)
+app.command("train")(train.train)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 
@@ -82,13 +86,21 @@ def _run(arguments: list[str], debug: bool) -> int:
         say("interrupted")
         return 130
     except BrokenPipeError:
-        # Whoever read stdout has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _leave_quietly()
+    except SystemExit as leaving:  # typer's way to report a broken pipe
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _leave_quietly()
+        raise
     except Exception as error:
         if debug:
             raise
         return _explain(error, arguments)
+
+
+def _leave_quietly() -> int:
+    """Whoever read stdout has seen enough, which is no failure. Python would complain once more on closing stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _explain(error: Exception, arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from redraft.api import Completion, Model, Stream
     from redraft.cli.render import Progress, Watcher
 
 
@@ -104,6 +105,7 @@ def answer(
         watchers.append(recorder := Recorder(progress))
 
     stream = model.stream(request, **sampling.arguments())
+    check_length(model, stream, sampling.max_tokens)
     try:
         with Interruptible() as stop:
             watch(stream, watchers, stop)
@@ -111,12 +113,11 @@ def answer(
         if live:
             live.close()
     completion = stream.completion
-    text = _settled(completion.text, progress) if stop.pressed else completion.text
+    text = whole_or_settled(completion, progress, sampling)
     for watcher in watchers:
         watcher.end(text)
     if view.as_json:
-        told = completion.to_json() | ({"text": text, "finish_reason": "interrupted"} if stop.pressed else {})
-        write(json.dumps(told, ensure_ascii=False) + "\n")
+        write(json.dumps(completion.to_json()) + "\n")
     elif live:
         say(summary(completion, live.slept))
     if view.svg:
@@ -124,20 +125,32 @@ def answer(
     return 130 if stop.pressed else 0
 
 
-def summary(completion: Any, slept: float = 0.0) -> str:
-    """NFE, tokens per forward and tokens/s of a finished answer; `slept` seconds were spent on being watched."""
+def summary(completion: Completion, slept: float = 0.0) -> str:
+    """NFE, tokens per forward and tokens/s of an answer; `slept` seconds went into being watched."""
     seconds = completion.seconds - completion.prefill_seconds - slept
     speed = f" · {completion.tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
     return (
-        f"{completion.tokens} tokens · NFE {completion.nfe} · {completion.tokens_per_forward:.2f} tokens/forward"
-        f"{speed} · {completion.finish_reason} · seed {completion.seed}"
+        f"{completion.tokens} tokens · NFE {completion.nfe}"
+        f" · {completion.tokens_per_forward:.2f} tokens/forward{speed}"
+        f" · {completion.finish_reason} · seed {completion.seed}"
     )
 
 
-def _settled(committed: str, progress: Progress) -> str:
-    """Committed text and the settled beginning of the canvas that was interrupted."""
-    settled = progress.settled()
-    return settled if settled.startswith(committed) else committed
+def whole_or_settled(completion: Completion, progress: Progress, sampling: o.SamplingOptions) -> str:
+    """The answer; if it was interrupted, also the settled beginning of the canvas that was never committed."""
+    if completion.finish_reason != "interrupted":
+        return completion.text
+    return progress.settled(sampling.stop)
+
+
+def check_length(model: Model, stream: Stream, max_tokens: int | None) -> None:
+    """Raises RequestError when the context has no room for as many tokens as were asked for."""
+    context, prompt = model.config.max_position_embeddings, len(stream.request.prompt)
+    if max_tokens is not None and prompt + max_tokens > context:
+        raise RequestError(
+            f"--max-tokens {max_tokens} is too many: the prompt takes {prompt} of the context's {context} tokens, "
+            f"which leaves {context - prompt}"
+        )
 
 
 def _request(prompt: str, raw: bool, system: str | None) -> str | list[dict[str, Any]]:

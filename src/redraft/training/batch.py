@@ -6,6 +6,7 @@ whenever the run was resumed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from redraft.denoiser.layouts import Rows as LayoutRows
 from redraft.denoiser.layouts import allowed, canvas_start, clean_start
 from redraft.training.canvases import Canvases, lay
 from redraft.training.packing import Row, Rows
-from redraft.training.recipe import Canvas
+from redraft.training.recipe import Canvas, Mixture
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _corrupt_one(z: np.ndarray, canvases: Canvases, process: Process, rng: np.ra
 
 def build(
     data: Rows,
-    ar: list[bool],
+    mixture: Sequence[Mixture],
     config: DenoiserConfig,
     process: Process,
     settings: Canvas,
@@ -103,8 +104,8 @@ def build(
     seed: int,
     length: int | None = None,
 ) -> Batch:
-    """Rows `rows` (of the step's batch_rows) of step `step`. ar: per corpus of `data`, whether the AR loss is taken;
-    never where clean rows see what follows them (block_causal and full layouts).
+    """Rows `rows` (of the step's batch_rows) of step `step`. mixture: the corpora of `data`. The AR loss is never taken
+    where clean rows see what follows them (block_causal and full layouts).
     length: canvas length; drawn from the settings by default, the same for the whole step."""
     shared = np.random.default_rng((seed, step, 0))
     weights = np.asarray(settings.length_weights, float)
@@ -116,13 +117,13 @@ def build(
     for i, r in enumerate(rows):
         row = data[step * batch_rows + r]
         rng = np.random.default_rng((seed, step, 1 + r))
-        built.append(_build_row(row, ar[row.corpus], t[i], length, config, process, settings, rng))
+        built.append(_build_row(row, mixture[row.corpus], t[i], length, config, process, settings, rng))
     return Batch(*(np.stack(parts) for parts in zip(*built, strict=True)))
 
 
 def _build_row(
     row: Row,
-    ar: bool,
+    source: Mixture,
     t: np.ndarray,
     length: int,
     config: DenoiserConfig,
@@ -131,14 +132,18 @@ def _build_row(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, ...]:
     assert config.null_token_id is not None
+    assert config.mask_token_id is not None
     causal = config.layout == "causal_context"
     canvases = lay(
         row, len(t), length, settings, config.null_token_id, config.eos_token_ids, rng, grid=not causal
     )
     noisy, used_t = corrupt_canvases(canvases, t, settings.copies, process, rng)
+    if source.draft:
+        assert config.draft_token_id is not None
+        noisy = np.where(noisy == config.mask_token_id, config.draft_token_id, noisy)
     tiled = canvases.repeated(settings.copies)
     next_token = np.full(len(row.tokens), -1, np.int64)
-    if ar and causal:
+    if source.ar and causal:
         same = (row.document[1:] == row.document[:-1]) & (row.document[1:] >= 0)
         next_token[:-1] = np.where(same, row.tokens[1:], -1)
     slots = tiled.anchor[:, None] + np.arange(length)

@@ -123,11 +123,13 @@ class Optimizer(Section):
 
 
 class Mixture(Section):
-    """One prepared corpus in the training mix. ar: whether the AR loss is taken on it."""
+    """One prepared corpus in the training mix. ar: whether the AR loss is taken on it. draft: its canvases hide behind
+    the draft token in place of the mask: they are learnt apart, and what the mask tells stays calibrated."""
 
     path: str
     weight: float = Field(default=1.0, gt=0)
     ar: bool = True
+    draft: bool = False
 
 
 class Train(Section):

@@ -69,7 +69,6 @@ class Run:
         start.check_sizes(recipe, self.world.size)
         tokenizer = start.load_tokenizer(self.data)
         self.rows = start.training_rows(recipe)
-        self.ar = [m.ar for m in recipe.corpora()]
         self._make_folder(resume)
         model = start.network(recipe, tokenizer).to(self.world.device)
         optimizers = optim.build(model, recipe.optimizer)
@@ -147,7 +146,7 @@ class Run:
         return [
             build(
                 self.rows,
-                self.ar,
+                self.recipe.corpora(),
                 self.state.model.config,
                 self.process,
                 self.recipe.canvas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from redraft.training import checkpoints
 from redraft.training.data import Corpus
 from redraft.training.packing import Rows
 from redraft.training.recipe import Recipe
-from redraft.training.tokenizer import EOS, MASK, NULL, USER
+from redraft.training.tokenizer import DRAFT, EOS, MASK, NULL, USER
 
 
 def check_sizes(recipe: Recipe, processes: int) -> None:
@@ -33,6 +34,8 @@ def check_sizes(recipe: Recipe, processes: int) -> None:
         raise RequestError("canvas.lengths must not exceed train.row_length")
     if recipe.init is None and train.row_length > recipe.model.max_position_embeddings:
         raise RequestError("train.row_length exceeds model.max_position_embeddings")
+    if recipe.objective.weighting == "elbo" and any(part.draft for part in recipe.corpora()):
+        raise RequestError("a mixture with draft has no bound to weight by; objective.weighting must be flat")
     if recipe.model.self_conditioning:
         raise RequestError("model.self_conditioning is for loading others' checkpoints; training needs false")
 
@@ -70,7 +73,7 @@ def held_out_documents(recipe: Recipe, config: DenoiserConfig) -> list[np.ndarra
 
 def denoiser_config(recipe: Recipe, tokenizer: Tokenizer) -> DenoiserConfig:
     """The recipe's sizes with the special tokens of the prepared tokenizer."""
-    ids = {name: tokenizer.token_to_id(name) for name in (EOS, USER, MASK, NULL)}
+    ids = {name: tokenizer.token_to_id(name) for name in (EOS, USER, MASK, NULL, DRAFT)}
     for name in (EOS, MASK, NULL):
         if ids[name] is None:
             raise RequestError(f"the tokenizer in {recipe.data} has no {name}; make it with redraft prepare")
@@ -81,6 +84,7 @@ def denoiser_config(recipe: Recipe, tokenizer: Tokenizer) -> DenoiserConfig:
         canvas_length=lengths[int(np.argmax(weights))],
         mask_token_id=ids[MASK],
         null_token_id=ids[NULL],
+        draft_token_id=ids[DRAFT],
         eos_token_ids=tuple(stops),
         **recipe.model.model_dump(),
     )
@@ -113,6 +117,18 @@ def network(recipe: Recipe, tokenizer: Tokenizer) -> Denoiser:
         )
     if have.shift or have.self_conditioning:
         raise RequestError(f"{recipe.init} has shift or self-conditioning, which this training doesn't teach")
+    if any(part.draft for part in recipe.corpora()):
+        _open_drafts(model, wanted.draft_token_id)
     if recipe.train.row_length > have.max_position_embeddings:
         raise RequestError(f"train.row_length exceeds the {have.max_position_embeddings} of {recipe.init}")
     return model
+
+
+def _open_drafts(model: Denoiser, draft: int | None) -> None:
+    """Before a model is first distilled its draft token means what its mask means."""
+    if draft is None:
+        raise RequestError(f"a mixture with draft needs {DRAFT} in the tokenizer; prepare the data anew")
+    model.config = model.model.config = dataclasses.replace(model.config, draft_token_id=draft)
+    with torch.no_grad():
+        embedding = model.model.embed_tokens.weight
+        embedding[draft] = embedding[model.config.mask_token_id]

@@ -10,13 +10,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from redraft.denoiser.checkpoint import write_atomically
 
-EOS, USER, ASSISTANT, SYSTEM, MASK, NULL = (
+EOS, USER, ASSISTANT, SYSTEM, MASK, NULL, DRAFT = (
     "<|eos|>",
     "<|user|>",
     "<|assistant|>",
     "<|system|>",
     "<|mask|>",
     "<|null|>",
+    "<|draft|>",
 )
 SPECIALS = [
     EOS,
@@ -27,8 +28,8 @@ SPECIALS = [
     NULL,
     "<|edit|>",
     "<|fill|>",
-    "<|reserved0|>",
-    "<|reserved1|>",
+    DRAFT,
+    "<|reserved|>",
 ]
 
 # A turn ends where the next role token begins, so a transcript grows without ever being encoded anew.

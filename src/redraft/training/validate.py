@@ -138,7 +138,7 @@ def held_out(
             device
         )
         logits = model.logits(hidden[:, length:].unflatten(1, batch.noisy.shape[1:])[masked]).float()
-        logits[:, model.config.mask_token_id] = -torch.inf  # the mask is never text
+        logits[:, list(model.config.noise_token_ids)] = -torch.inf  # these are never text
         each = torch.zeros(batch.noisy.shape, dtype=torch.float64, device=device)
         target = torch.from_numpy(batch.target).to(device)
         each[masked] = F.cross_entropy(logits, target[masked], reduction="none").double()

@@ -1,4 +1,5 @@
-"""What all decode modes share: the text so far, how much of it the context holds, and how the prompt gets there."""
+"""What all decode modes share: the text so far, how much of it the context holds, and how the prompt gets
+there."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ Event = Step | Commit
 class Writer(ABC):
     """One answer being written. The engine alternates `plan` and `absorb` until `done`.
 
-    text: prompt and output so far; the context holds its first `context.length` tokens. nfe: evaluations after the
-    prompt's own.
+    text: prompt and output so far; the context holds its first `context.length` tokens. nfe: evaluations
+    after the prompt's own.
     """
 
     encode_prompt: Literal["none", "last"] = "none"

@@ -1,0 +1,327 @@
+"""The CPU backend: ONNX Runtime, numpy and safetensors; needs no torch (DESIGN decision 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from redraft.denoiser import families
+from redraft.denoiser.config import DenoiserConfig, read_config
+from redraft.engine.agreement import smallest_exact_rows
+from redraft.engine.backend import Context, Pass, PassResult
+from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
+from redraft.engine.backends.onnx_graph import PRECISIONS, Precision, build_graph, cache_names
+from redraft.engine.backends.onnx_rows import (
+    Geometry,
+    RotaryTable,
+    Share,
+    Wanted,
+    expectations,
+    geometry,
+    tokens_and_roles,
+    wanted_rows,
+)
+from redraft.engine.backends.onnx_weights import prepare, read_tensors
+from redraft.errors import RedraftError, RequestError
+
+# Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves
+# (benchmarks/backends.py measures it).
+INT8_PAYS_FROM = 20_000_000
+LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
+# Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
+SHORT, ALIKE = 32, 4
+
+CHEAPER_COPIED = 4096  # numbers in an array
+EncodeLogits = Literal["none", "last", "all"]
+
+
+def linear_weights(config: DenoiserConfig) -> int:
+    """Weights that a row is multiplied by, the head included."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    return config.num_hidden_layers * layer + config.hidden_size * config.vocab_size
+
+
+def choose_precision(config: DenoiserConfig) -> Precision:
+    """What is faster for a model of this size."""
+    return "int8" if linear_weights(config) >= INT8_PAYS_FROM else "fp32"
+
+
+def physical_cores() -> int:
+    """Cores this process may use; two hardware threads of one core count once, since arithmetic fills it."""
+    try:
+        usable = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    return len(siblings)
+
+
+def _session(graph: bytes, weights: dict[str, np.ndarray], threads: int, spinning: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # one pattern is kept for each shape ever seen
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_external_initializers(
+        list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in weights.values()]
+    )
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes share no base
+        raise RedraftError(f"onnxruntime {onnxruntime.__version__} can't run the model: {error}") from None
+
+
+class OnnxBackend:
+    """Implements engine.backend.Backend. Calls from several threads take turns.
+
+    threads: how many to use, 0 for one on each core. spinning: idle threads wait busily between operators, which is
+    faster on idle cores and burns a core while a pass runs.
+    """
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        tensors: Mapping[str, np.ndarray],
+        precision: Precision = "fp32",
+        threads: int = 0,
+        spinning: bool = True,
+        source: str = "the model",
+    ) -> None:
+        """tensors: float32, named as in the checkpoint. Raises RequestError when they don't fit the config."""
+        if precision not in PRECISIONS:
+            raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
+        self.config, self.precision = config, precision
+        self.name = f"onnx-{precision}"
+        self.threads = threads or physical_cores()
+        graph, wanted = build_graph(config, precision)
+        self._inputs = {i.name for i in graph.graph.input}
+        self._weights = prepare(
+            config, tensors, wanted, source
+        )  # onnxruntime reads this memory: it must stay
+        self._session = _session(graph.SerializeToString(), self._weights, self.threads, spinning)
+        self._binding = self._session.io_binding()
+        self._rotary = RotaryTable(config)
+        self._lock = threading.Lock()
+        self._view: Any = None
+        self._geometry_key: Any = None
+        self._geometry: Geometry
+        self._feeds: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        precision: Precision | None = None,
+        threads: int = 0,
+        spinning: bool = True,
+        **overrides: Any,
+    ) -> OnnxBackend:
+        """A folder of ours or of another family, config.json and safetensors; precision None chooses by size.
+
+        overrides: fields of the config that the folder gets wrong (see families.load_config).
+        """
+        config = families.load_config(folder, **overrides)
+        family = families.identify(read_config(folder), str(folder))
+        tensors = read_tensors(folder, *([] if family is None else [family.rename]))
+        return cls(config, tensors, precision or choose_precision(config), threads, spinning, str(folder))
+
+    def new_context(self, capacity: int) -> OnnxContext:
+        """An empty context with room for `capacity` rows, canvas included; it grows when they don't suffice."""
+        return OnnxContext(self.config, capacity)
+
+    def forward(self, passes: Sequence[Pass]) -> list[PassResult]:
+        """One network evaluation for each pass. Passes may share a context if none of those encodes.
+
+        Raises RequestError when a pass doesn't fit into the context, RedraftError for one with nothing in it.
+        """
+        _check(passes)
+        encoded: list[list[np.ndarray]] = [[] for _ in passes]
+        canvases: list[np.ndarray | None] = [None] * len(passes)
+        with self._lock:
+            for together in _rounds([self._cut(p) for p in passes]):
+                for group in _alike(together):
+                    for (i, _), result in zip(group, self._run([p for _, p in group]), strict=True):
+                        encoded[i].append(result.encode)
+                        canvases[i] = result.canvas
+        return [PassResult(_joined(e), c) for e, c in zip(encoded, canvases, strict=True)]
+
+    def _cut(self, p: Pass) -> list[Pass]:
+        """A long prompt in pieces, which changes no result; the last piece brings the canvas."""
+        if len(p.encode) <= LONGEST_ENCODE or self.config.layout == "full":
+            return [p]
+        step = LONGEST_ENCODE
+        if self.config.layout == "block_causal":  # a block's rows see one another, so it stays whole
+            step = -(-step // self.config.canvas_length) * self.config.canvas_length
+        ends = [*range(step - p.context.length % step, len(p.encode), step), len(p.encode)]
+        pieces = [p.encode[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        before: EncodeLogits = "all" if p.encode_logits == "all" else "none"
+        return [*(Pass(p.context, e, before) for e in pieces[:-1]), dataclasses.replace(p, encode=pieces[-1])]
+
+    def _run(self, passes: list[Pass]) -> list[PassResult]:
+        """One run of the session; contexts grow by what they encoded only when it went well."""
+        contexts = [_own(p.context) for p in passes]
+        view = gather(
+            self.config, contexts, max(c.length + _rows(p) for c, p in zip(contexts, passes, strict=True))
+        )
+        wanted = [wanted_rows(p, self.config.shift) for p in passes]
+        self._bind_view(view)
+        self._bind_geometry(_shares(contexts, passes, view), view)
+        count = self._bind_rows(passes, wanted)
+        logits = np.empty((1, count, self.config.vocab_size), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's own classes share no base
+            raise RedraftError(
+                f"onnxruntime failed in a pass of {sum(map(_rows, passes))} rows: {error}"
+            ) from None
+        results, at = [], 0
+        for p, w, context in zip(passes, wanted, contexts, strict=True):
+            size = len(w.rows())
+            results.append(_result(logits[0, at : at + size], w, context))
+            at += size
+            context.extend(len(p.encode))
+        return results
+
+    def _bind_view(self, view: CacheView) -> None:
+        """Caches as inputs and, at the same addresses, as outputs; done again only when they moved."""
+        if self._view == view.key():
+            return
+        for name, array in zip(cache_names(self.config), view.arrays(), strict=True):
+            where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self._binding.bind_input(name, *where)
+            self._binding.bind_output(f"{name}.next", *where)
+        self._view = view.key()
+
+    def _bind_geometry(self, shares: tuple[Share, ...], view: CacheView) -> None:
+        """Index arrays and mask; unchanged from one step to the next on the same canvas."""
+        key = (shares, view.lanes, view.rows)
+        if self._geometry_key == key:
+            return
+        self._geometry_key = None
+        g = self._geometry = geometry(self.config, shares, view.lanes, view.rows)
+        cos, sin = self._rotary.rows(g.position)
+        self._feed(turn=g.turn, slot=g.slot, grid=g.grid, place=g.place, mask=g.mask, cos=cos, sin=sin)
+        self._geometry_key = key
+
+    def _bind_rows(self, passes: list[Pass], wanted: list[Wanted]) -> int:
+        """What each row holds, and which rows' logits are wanted; returns how many."""
+        tokens, roles = tokens_and_roles(passes)
+        first = np.cumsum([0, *map(_rows, passes)])
+        rows = np.concatenate([a + w.rows() for a, w in zip(first, wanted, strict=False)])
+        self._feed(
+            tokens=tokens[None], role=roles[None], wanted=rows, wanted_place=self._geometry.place[:, rows]
+        )
+        if self.config.self_conditioning:
+            expected, row_of = expectations(passes, self.config.vocab_size)
+            self._feed(expected=expected, expected_row=row_of[None])
+        return len(rows)
+
+    def _feed(self, **arrays: np.ndarray) -> None:
+        """Binds what the graph takes of these; onnxruntime reads the memory in place, so it is kept.
+
+        Small arrays of an unchanged shape are copied over the last ones, which takes less time than binding anew.
+        """
+        for name, array in arrays.items():
+            if name not in self._inputs:
+                continue
+            bound = self._feeds.get(name)
+            if bound is not None and bound.shape == array.shape and array.size <= CHEAPER_COPIED:
+                bound[...] = array
+            else:
+                self._feeds[name] = np.array(array, order="C")
+                self._binding.bind_cpu_input(name, self._feeds[name])
+
+    @cached_property
+    def exact_rows(self) -> int:
+        """The fewest encode rows in a pass that give the logits they would have among many; see agreement.py."""
+        return smallest_exact_rows(self)
+
+
+def _own(context: Context) -> OnnxContext:
+    if not isinstance(context, OnnxContext):
+        raise RedraftError("this context belongs to another backend")
+    return context
+
+
+def _rows(p: Pass) -> int:
+    return len(p.encode) + (0 if p.canvas is None else len(p.canvas))
+
+
+def _check(passes: Sequence[Pass]) -> None:
+    uses = Counter(id(p.context) for p in passes)
+    for p in passes:
+        if not _rows(p):
+            raise RedraftError("a pass must encode or denoise something")
+        if len(p.encode) and uses[id(p.context)] > 1:
+            raise RedraftError("a context can't be extended by a pass and read by another in the same call")
+        _own(p.context).check_room(_rows(p))
+
+
+def _rounds(pieces: list[list[Pass]]) -> list[list[tuple[int, Pass]]]:
+    """Pieces with their pass's number, those that can run at once together: a context is in each round once."""
+    rounds: list[list[tuple[int, Pass]]] = []
+    turns: Counter[int] = Counter()
+    for i, cut in enumerate(pieces):
+        for piece in cut:
+            turn = turns[id(piece.context)]
+            turns[id(piece.context)] += 1
+            if turn == len(rounds):
+                rounds.append([])
+            rounds[turn].append((i, piece))
+    return rounds
+
+
+def _shares(contexts: list[OnnxContext], passes: list[Pass], view: CacheView) -> tuple[Share, ...]:
+    return tuple(
+        Share(c.lane - view.first, c.length, len(p.encode), _rows(p) - len(p.encode))
+        for c, p in zip(contexts, passes, strict=True)
+    )
+
+
+def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:
+    """Sorts one pass's logits [rows, V] out, and lets the context remember its last clean row's."""
+    encoded = len(wanted.encode)
+    canvas = None
+    if wanted.canvas is not None:
+        canvas = logits[encoded : encoded + len(wanted.canvas)]
+        if wanted.remembered is not None and wanted.remembered.any():
+            if context.last_logits is None:
+                raise RedraftError(
+                    "a shifted canvas needs the last clean row: encode a token after truncating"
+                )
+            canvas[wanted.remembered] = context.last_logits
+    if len(wanted.last):
+        context.last_logits = logits[-1].copy()
+    return PassResult(logits[:encoded], canvas)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Logits of a prompt's pieces as one array, without a copy when it came in one."""
+    full = [p for p in parts if len(p)]
+    return np.concatenate(full) if len(full) > 1 else (full or parts)[-1]
+
+
+def _alike(pieces: list[tuple[int, Pass]]) -> list[list[tuple[int, Pass]]]:
+    """Groups of passes that share a run: a lane of few rows beside a wide one would be mostly padding."""
+    groups: list[list[tuple[int, Pass]]] = []
+    for i, piece in sorted(pieces, key=lambda item: _rows(item[1])):
+        if groups and _rows(piece) <= max(SHORT, ALIKE * _rows(groups[-1][0][1])):
+            groups[-1].append((i, piece))
+        else:
+            groups.append([(i, piece)])
+    return groups

@@ -1,0 +1,304 @@
+"""The denoiser as an ONNX graph, written from its config alone: no torch, no tracing, no weights inside.
+
+All rows of a pass, whoever they belong to, run through the linear layers as one list [1, N, hidden]; only
+attention looks at them request by request, on a grid of B lanes by T rows:
+
+    tokens   int64 [1, N]        role     int64 [1, N]     0 clean, 1 canvas, 2 locked slot
+    cos, sin float [N, rotary_dim / 2]      turn     int64 [1, N]     which of those rows turns a row: 0 … N - 1
+    slot     int64 [1, N, 2]     (lane, slot of the cache) that a row's key and value are written to
+    grid     int64 [B, T, 2]     (0, row) of the list for each place of the grid; spare places repeat a row
+    mask     float [B, 1, T, S]  added to the scores; where the attention layout lives
+    place    int64 [1, N, 2]     (lane, column) of the grid for each row of the list
+    wanted   int64 [R]           rows whose logits are asked for; wanted_place int64 [1, R, 2]: their places
+    expected float [E, V], expected_row int64 [1, N]       with self-conditioning only: row E means "nothing yet"
+    key.i, value.i   float [B, S, kv_heads * D]            one pair a layer, kept between passes by the caller
+
+    logits   float [1, R, V]     key.i.next, value.i.next: the caches with the new rows written in
+
+ScatterND copies nothing when its output is bound to its input's memory, so caches are extended in place.
+Rows nobody wants leave before the last layer's feed-forward half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from redraft.denoiser.config import DenoiserConfig
+
+Precision = Literal["fp32", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+OPSET = 23  # the first with Attention (grouped queries, additive mask)
+IR_VERSION = 10
+ZERO = 128  # what 0.0 becomes in a quantized row
+TINY = 1e-20  # the smallest scale of an activation row: a row of zeros quantizes to zeros
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor the graph needs from outside: name, numpy dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class _Writer:
+    """Collects nodes; each call returns the name of what the node makes."""
+
+    precision: Precision
+    nodes: list[NodeProto] = field(default_factory=list)
+    weights: dict[str, Weight] = field(default_factory=dict)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
+    quantized: dict[str, tuple[str, str]] = field(default_factory=dict)
+    zeros: dict[str, str] = field(default_factory=dict)
+    rows: str = "turn"  # an input as long as the present list of rows: "turn", or "wanted" near the end
+
+    def op(self, kind: str, *inputs: str, to: str = "", contrib: bool = False, **attributes: Any) -> str:
+        out = to or f"{kind.lower()}_{len(self.nodes)}"
+        domain = "com.microsoft" if contrib else ""
+        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, domain=domain, **attributes))
+        return out
+
+    def split(self, x: str, *sizes: int) -> list[str]:
+        outs = [f"split_{len(self.nodes)}_{i}" for i in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [x, self.constant(list(sizes))], outs, axis=-1))
+        return outs
+
+    def weight(self, name: str, *shape: int, dtype: str = "float32") -> str:
+        self.weights[name] = Weight(name, dtype, shape)
+        return name
+
+    def constant(self, value: float | list[int]) -> str:
+        """A float scalar or an int64 vector, stored once however often it is used."""
+        array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+        name = f"constant_{value}".replace(" ", "")
+        self.constants[name] = helper.make_tensor(
+            name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array
+        )
+        return name
+
+    def zero_point(self) -> str:
+        self.constants["zero_point"] = helper.make_tensor("zero_point", TensorProto.UINT8, [], [ZERO])
+        return "zero_point"
+
+    def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
+        """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed."""
+        if self.precision == "int8":
+            y = self._integer_linear(x, name, inputs, outputs)
+        else:
+            y = self.op(
+                "FusedMatMul", x, self.weight(f"{name}.weight", outputs, inputs), contrib=True, transB=1
+            )
+        return self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
+
+    def _integer_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
+        """uint8 by int8 with one scale a row and one a column: a row never depends on its neighbours."""
+        integers, scale = self._quantize_rows(x)
+        weight = self.weight(f"{name}.integers", inputs, outputs, dtype="int8")
+        columns = self.weight(f"{name}.scale", outputs)
+        one, zero = self.constant(1.0), self.zero_point()
+        product = self.op("MatMulIntegerToFloat", integers, weight, one, columns, zero, contrib=True)
+        return self.op("Mul", product, scale)
+
+    def _quantize_rows(self, x: str) -> tuple[str, str]:
+        """x [1, N, K] to uint8 [1, N, K] around 128 and its scale [1, N, 1]; done once for all that read the same x.
+
+        Unsigned, because onnxruntime has no packed kernel for signed rows on x86 (measured: 16 times slower).
+        """
+        if x not in self.quantized:
+            largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1)
+            scale = self.op("Mul", self.op("Max", largest, self.constant(TINY)), self.constant(1 / 127))
+            flat = self.op("Reshape", scale, self.constant([-1]))
+            self.quantized[x] = (self.op("QuantizeLinear", x, flat, self._zeros(), axis=1), scale)
+        return self.quantized[x]
+
+    def _zeros(self) -> str:
+        """The zero point of each row of the present list, uint8 [N]."""
+        if self.rows not in self.zeros:
+            value = helper.make_tensor("zero", TensorProto.UINT8, [1], [ZERO])
+            self.zeros[self.rows] = self.op(
+                "ConstantOfShape", self.op("Shape", self.rows, start=-1), value=value
+            )
+        return self.zeros[self.rows]
+
+
+def _norm(w: _Writer, x: str, name: str, config: DenoiserConfig, size: int) -> str:
+    weight = w.weight(f"{name}.weight", size)
+    return w.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=config.rms_norm_eps, stash_type=1)
+
+
+def _add_norm(w: _Writer, x: str, more: str, name: str, config: DenoiserConfig) -> tuple[str, str]:
+    """(rms norm of x + more, x + more), in one node."""
+    normed, total = f"normed_{len(w.nodes)}", f"total_{len(w.nodes)}"
+    inputs, eps = [x, more, w.weight(f"{name}.weight", config.hidden_size)], config.rms_norm_eps
+    node = helper.make_node(
+        "SkipSimplifiedLayerNormalization",
+        inputs,
+        [normed, "", "", total],
+        domain="com.microsoft",
+        epsilon=eps,
+    )
+    w.nodes.append(node)
+    return normed, total
+
+
+def _embed(w: _Writer, config: DenoiserConfig) -> str:
+    table = w.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+    x = w.op("Gather", table, "tokens")
+    if config.self_conditioning:
+        x = _self_condition(w, config, x, table)
+    if config.canvas_rows_marked:
+        roles = w.weight("model.role_embeddings", 3, config.hidden_size)
+        x = w.op("Add", x, w.op("Gather", roles, "role"))
+    return x
+
+
+def _self_condition(w: _Writer, config: DenoiserConfig, x: str, table: str) -> str:
+    """What the last step expected joins the canvas rows (see denoiser.transformer.SelfConditioning)."""
+    name, size = "model.self_conditioning", config.hidden_size
+    soft = w.op("MatMul", "expected", table)
+    nothing = w.op("Expand", w.constant(0.0), w.constant([1, size]))
+    soft = w.op("Gather", w.op("Concat", soft, nothing, axis=0), "expected_row")
+    n = _norm(w, soft, f"{name}.pre_norm", config, size)
+    gate, up = w.split(
+        w.linear(n, f"{name}.gate_up", size, 2 * config.intermediate_size), *[config.intermediate_size] * 2
+    )
+    mixed = w.op("Mul", w.op("Gelu", gate, approximate="tanh"), up)
+    mixed = w.op("Add", x, w.linear(mixed, f"{name}.down_proj", config.intermediate_size, size))
+    ones = w.op("Expand", w.constant(1.0), w.constant([size]))
+    normed = w.op(
+        "SimplifiedLayerNormalization", mixed, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
+    )
+    clean = w.op("Equal", w.op("Unsqueeze", "role", w.constant([-1])), w.constant([0]))
+    return w.op("Where", clean, x, normed)
+
+
+def _norm_heads(w: _Writer, config: DenoiserConfig, qk: str, name: str) -> str:
+    """RMSNorm of each head's query and key (Qwen3); the weights of all heads as one [heads, D] factor."""
+    heads, size = config.num_attention_heads + config.num_key_value_heads, config.head_dim
+    ones = w.op("Expand", w.constant(1.0), w.constant([size]))
+    split = w.op("Reshape", qk, w.constant([1, -1, heads, size]))
+    split = w.op(
+        "SimplifiedLayerNormalization", split, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
+    )
+    split = w.op("Mul", split, w.weight(f"{name}.qk_norm", heads, size))
+    return w.op("Reshape", split, w.constant([1, -1, heads * size]))
+
+
+def _attention(w: _Writer, config: DenoiserConfig, x: str, layer: int, places: str) -> str:
+    """The normed rows x to attention's output at `places` [1, M, 2] of the grid: [1, M, hidden]."""
+    name, size = f"model.layers.{layer}.self_attn", config.head_dim
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    queries, keys = heads * size, kv_heads * size
+    qkv = w.linear(x, f"{name}.qkv", config.hidden_size, queries + 2 * keys, config.attention_bias)
+    qk, v = w.split(qkv, queries + keys, keys)
+    if config.qk_norm:
+        qk = _norm_heads(w, config, qk, name)
+    partial: dict[str, Any] = {} if config.rotary_dim == size else {"rotary_embedding_dim": config.rotary_dim}
+    partial |= {"num_heads": heads + kv_heads} if partial else {}
+    turned = w.op("RotaryEmbedding", qk, "turn", "cos", "sin", contrib=True, **partial)
+    q, k = w.split(turned, queries, keys)
+    k = w.op("ScatterND", f"key.{layer}", "slot", k, to=f"key.{layer}.next")
+    v = w.op("ScatterND", f"value.{layer}", "slot", v, to=f"value.{layer}.next")
+    q = w.op("GatherND", q, "grid")
+    out = w.op("Attention", q, k, v, "mask", q_num_heads=heads, kv_num_heads=kv_heads)
+    if places == "wanted_place":
+        w.rows = "wanted"
+    return w.linear(w.op("GatherND", out, places), f"{name}.o_proj", queries, config.hidden_size)
+
+
+def _feed_forward(w: _Writer, config: DenoiserConfig, x: str, name: str) -> str:
+    size, wide = config.hidden_size, config.intermediate_size
+    gate, up = w.split(w.linear(x, f"{name}.gate_up", size, 2 * wide), wide, wide)
+    silu = w.op("QuickGelu", gate, contrib=True, alpha=1.0)  # x * sigmoid(x) in one node
+    return w.linear(w.op("Mul", silu, up), f"{name}.down_proj", wide, size)
+
+
+def _head(w: _Writer, config: DenoiserConfig, x: str) -> None:
+    if w.precision == "int8":
+        logits = w.linear(x, "lm_head", config.hidden_size, config.vocab_size)
+        w.op("Identity", logits, to="logits")
+        return
+    tied = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    table = w.weight(tied, config.vocab_size, config.hidden_size)
+    w.op("FusedMatMul", x, table, to="logits", contrib=True, transB=1)
+
+
+def _network(w: _Writer, config: DenoiserConfig) -> None:
+    x = _embed(w, config)
+    normed = _norm(w, x, "model.layers.0.input_layernorm", config, config.hidden_size)
+    last = config.num_hidden_layers - 1
+    for layer in range(last + 1):
+        name = f"model.layers.{layer}"
+        attended = _attention(w, config, normed, layer, "wanted_place" if layer == last else "place")
+        if layer == last:
+            x = w.op("Gather", x, "wanted", axis=1)
+        normed, x = _add_norm(w, x, attended, f"{name}.post_attention_layernorm", config)
+        wide = _feed_forward(w, config, normed, f"{name}.mlp")
+        following = "model.norm" if layer == last else f"model.layers.{layer + 1}.input_layernorm"
+        normed, x = _add_norm(w, x, wide, following, config)
+    _head(w, config, normed)
+
+
+def _inputs(config: DenoiserConfig) -> list[Any]:
+    real, whole, half = TensorProto.FLOAT, TensorProto.INT64, config.rotary_dim // 2
+    shapes: list[tuple[str, int, list[Any]]] = [
+        ("tokens", whole, [1, "N"]),
+        ("turn", whole, [1, "N"]),
+        ("cos", real, ["N", half]),
+        ("sin", real, ["N", half]),
+        ("slot", whole, [1, "N", 2]),
+        ("grid", whole, ["B", "T", 2]),
+        ("mask", real, ["B", 1, "T", "S"]),
+        ("place", whole, [1, "N", 2]),
+        ("wanted", whole, ["R"]),
+        ("wanted_place", whole, [1, "R", 2]),
+    ]
+    if config.canvas_rows_marked or config.self_conditioning:
+        shapes.append(("role", whole, [1, "N"]))
+    if config.self_conditioning:
+        shapes += [("expected", real, ["E", config.vocab_size]), ("expected_row", whole, [1, "N"])]
+    if config.num_hidden_layers == 1:
+        shapes = [s for s in shapes if s[0] != "place"]
+    return [helper.make_tensor_value_info(*s) for s in shapes] + [
+        _cache_info(config, name) for name in cache_names(config)
+    ]
+
+
+def _cache_info(config: DenoiserConfig, name: str) -> Any:
+    size = config.num_key_value_heads * config.head_dim
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "S", size])
+
+
+def cache_names(config: DenoiserConfig) -> list[str]:
+    """The graph's cache inputs in order: key.0, value.0, key.1, …; the outputs add ".next"."""
+    return [f"{kind}.{i}" for i in range(config.num_hidden_layers) for kind in ("key", "value")]
+
+
+def _placeholder(weight: Weight) -> TensorProto:
+    """An initializer whose bytes come from outside: memory at load, or a file that an export names."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(weight.dtype))
+    tensor = TensorProto(
+        name=weight.name, data_type=kind, dims=weight.shape, data_location=TensorProto.EXTERNAL
+    )
+    tensor.external_data.add(key="location", value="weights")
+    return tensor
+
+
+def build_graph(config: DenoiserConfig, precision: Precision = "fp32") -> tuple[ModelProto, list[Weight]]:
+    """The graph without its weights, and the list of the weights to give it (see onnx_weights.prepare)."""
+    w = _Writer(precision)
+    _network(w, config)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "R", config.vocab_size])
+    outputs = [logits] + [_cache_info(config, f"{name}.next") for name in cache_names(config)]
+    weights = list(w.weights.values())
+    initializers = [_placeholder(x) for x in weights] + list(w.constants.values())
+    graph = helper.make_graph(w.nodes, "denoiser", _inputs(config), outputs, initializers)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="redraft")
+    return model, weights
