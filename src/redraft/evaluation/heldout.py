@@ -19,7 +19,6 @@ from redraft.errors import RequestError
 from redraft.evaluation.writing import Progress
 from redraft.hub.tokenizer import Tokenizer
 
-
 GROUP = 200  # documents between two signs of life; alike in length, they fill batches better
 
 
