@@ -35,12 +35,15 @@ SHAPES = {
     "135m": (32768, 576, 1536, 24, 9, 3, 64),
 }
 WIDTHS = (1, 8, 16, 32)
+REPEATS = 3
 
 
 def random_model(shape: str) -> Denoiser:
     vocab, hidden, wide, layers, heads, kv_heads, size = SHAPES[shape]
     torch.manual_seed(0)
-    return Denoiser(DenoiserConfig(vocab, hidden, wide, layers, heads, kv_heads, size, mask_token_id=0)).eval()
+    return Denoiser(
+        DenoiserConfig(vocab, hidden, wide, layers, heads, kv_heads, size, mask_token_id=0)
+    ).eval()
 
 
 def backends(model: Denoiser, threads: int, spinning: bool) -> dict[str, Backend]:
@@ -79,13 +82,14 @@ def measure(runs: dict[str, dict[str, Callable[[], object]]], rounds: int) -> di
     """For each backend and step: least and median wall milliseconds, least CPU milliseconds."""
     walls: dict[tuple[str, str], list[float]] = {}
     cpus: dict[tuple[str, str], list[float]] = {}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for step in next(iter(runs.values())):
             for name, by_step in runs.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                by_step[step]()
-                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                if turn:  # the first round warms up
+                by_step[step]()  # brings this backend's weights back into the processor's caches
+                for _ in range(REPEATS):
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    by_step[step]()
+                    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                     walls.setdefault((name, step), []).append(1000 * wall)
                     cpus.setdefault((name, step), []).append(1000 * cpu)
     return {
@@ -107,13 +111,17 @@ def report(times: dict[str, dict[str, Any]]) -> str:
         for step, t in by_step.items():
             against_torch = times["torch"][step]["ms"] / t["ms"]
             against_ar = t["ms"] / by_step["ar"]["ms"]
-            numbers = f"{t['ms']:9.2f}{t['median_ms']:9.2f}{t['cpu_ms']:9.2f}{against_torch:9.2f}{against_ar:7.2f}"
+            numbers = (
+                f"{t['ms']:9.2f}{t['median_ms']:9.2f}{t['cpu_ms']:9.2f}{against_torch:9.2f}{against_ar:7.2f}"
+            )
             lines.append(f"{name:<12}{step:>5}{numbers}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="a model's folder; random weights without it")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--context", type=int, default=256, help="tokens before the canvas")

@@ -1,36 +1,43 @@
-"""The command line run as a person runs it: in a process of its own, on a pipe or on a terminal."""
+"""The command line run as a person runs it: in a process of its own, on pipes or on a terminal.
+
+The process is forked from the tests' own, which has loaded torch already: only what a test is about takes time.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import pty
 import select
 import signal
 import struct
-import subprocess
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+from redraft.cli.main import main
+from tests.cli.models import write_network
+
+torch.set_num_threads(1)  # a forked process can't use the threads of the one it came from
 
 SOURCE = Path(__file__).parents[2] / "src"
 COMMAND = [sys.executable, "-m", "redraft.cli.main"]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM")}
-    own = {
-        "PYTHONPATH": str(SOURCE),
-        "REDRAFT_HOME": str(home),
-        "TERM": "xterm-256color",
-        "OMP_NUM_THREADS": "1",
-    }
-    return kept | own | more
+    unwanted = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM")
+    kept = {k: v for k, v in os.environ.items() if k not in unwanted}
+    own = {"PYTHONPATH": str(SOURCE), "REDRAFT_HOME": str(home), "TERM": "xterm-256color"}
+    return kept | own | {"TOKENIZERS_PARALLELISM": "false"} | more
 
 
 @dataclass(frozen=True)
@@ -40,43 +47,84 @@ class Result:
     err: str
 
 
-Redraft = Callable[..., Result]
-
-
-@pytest.fixture
-def redraft(tmp_path: Path) -> Redraft:
-    """redraft(*arguments, stdin=bytes, **environment) -> Result, stdout and stderr being pipes."""
-
-    def call(*arguments: str | bytes | Path, stdin: bytes = b"", **more: str) -> Result:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            input=stdin,
-            capture_output=True,
-            env=environment(tmp_path / "home", **more),
-            timeout=60,
-            check=False,
-        )
-        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return call
-
-
 @dataclass(frozen=True)
 class Screen:
-    """Everything that a terminal was sent (stdout and stderr)."""
+    """Everything that a terminal was sent, from stdout and stderr."""
 
     status: int
     sent: str
 
 
+Redraft = Callable[..., Result]
 Terminal = Callable[..., Screen]
+
+
+@pytest.fixture(scope="session")
+def network_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network(tmp_path_factory.mktemp("models") / "tiny-random")
+
+
+def run_and_exit(arguments: list[str], settings: dict[str, str]) -> None:
+    """In a forked process: the command line with file descriptors 0 to 2 as its streams; never returns."""
+    status = 70
+    try:
+        os.environ.clear()
+        os.environ.update(settings)
+        sys.stdin, sys.stdout, sys.stderr = (
+            io.TextIOWrapper(
+                os.fdopen(number, mode, closefd=False), "utf-8", errors, line_buffering=number > 0
+            )
+            for number, mode, errors in (
+                (0, "rb", "strict"),
+                (1, "wb", "strict"),
+                (2, "wb", "backslashreplace"),
+            )
+        )
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            main(arguments)
+        except SystemExit as leaving:
+            status = leaving.code if isinstance(leaving.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            status = 1
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+@pytest.fixture
+def redraft(tmp_path: Path) -> Redraft:
+    """redraft(*arguments, stdin=bytes, **environment) -> Result; all three streams are files, as in a script."""
+
+    def call(*arguments: str | bytes | Path, stdin: bytes = b"", **more: str) -> Result:
+        with (
+            tempfile.TemporaryFile() as given,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            given.write(stdin)
+            given.seek(0)
+            child = os.fork()
+            if child == 0:
+                for number, file in enumerate((given, out, err)):
+                    os.dup2(file.fileno(), number)
+                run_and_exit([os.fsdecode(a) for a in arguments], environment(tmp_path / "home", **more))
+            _, status = os.waitpid(child, 0)
+            out.seek(0)
+            err.seek(0)
+            return Result(os.waitstatus_to_exitcode(status), out.read().decode(), err.read().decode())
+
+    return call
 
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Terminal:
-    """terminal(*arguments, keys=[(wait for, then type)], columns, rows, **environment) -> Screen, on a real
-    pty.
-    """
+    """terminal(*arguments, keys=[(wait for, then type)], columns, rows, **environment) -> Screen, on a real pty."""
 
     def call(
         *arguments: str | Path,
@@ -87,10 +135,10 @@ def terminal(tmp_path: Path) -> Terminal:
     ) -> Screen:
         child, leader = pty.fork()
         if child == 0:
-            os.execvpe(COMMAND[0], [*COMMAND, *map(str, arguments)], environment(tmp_path / "home", **more))
-        fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            run_and_exit([os.fsdecode(a) for a in arguments], environment(tmp_path / "home", **more))
         try:
-            sent = _converse(leader, list(keys or ()))
+            sent = converse(leader, list(keys or ()))
         except BaseException:
             os.kill(child, signal.SIGKILL)
             raise
@@ -102,19 +150,27 @@ def terminal(tmp_path: Path) -> Terminal:
     return call
 
 
-def _converse(leader: int, keys: list[tuple[str, str]]) -> str:
+def converse(leader: int, keys: list[tuple[str, str]]) -> str:
     """Reads until the program ends, typing each answer once its cue has been shown since the last one."""
-    sent, seen, deadline = b"", 0, time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if keys and keys[0][0].encode() in sent[seen:]:
-            seen = len(sent)
-            os.write(leader, keys.pop(0)[1].encode())
-        if select.select([leader], [], [], 0.2)[0]:
-            try:
-                data = os.read(leader, 65536)
-            except OSError:  # Linux's end of file on a pty
-                return sent.decode()
-            if not data:
-                return sent.decode()
-            sent += data
-    raise AssertionError(f"still running after a minute, having shown {sent[-2000:]!r}")
+    sent, seen = b"", 0
+    for data in pieces(leader):
+        sent += data
+        while keys and (at := sent.find(keys[0][0].encode(), seen)) >= 0:
+            cue, answer = keys.pop(0)
+            seen = at + len(cue.encode())
+            os.write(leader, answer.encode())
+    assert not keys, f"{keys[0][0]!r} was never shown: {sent!r}"
+    return sent.decode()
+
+
+def pieces(leader: int, seconds: float = 60.0) -> Iterator[bytes]:
+    deadline = time.monotonic() + seconds
+    while select.select([leader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            data = os.read(leader, 65536)
+        except OSError:  # Linux's end of file on a pty
+            return
+        if not data:
+            return
+        yield data
+    raise AssertionError(f"still running after {seconds:.0f} seconds")

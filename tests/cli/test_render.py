@@ -164,6 +164,18 @@ def test_a_models_escape_sequences_stay_text_in_the_live_view(
     assert "␛]0;owned␇[red]" in screen.getvalue()
 
 
+def test_a_character_that_spans_two_canvases_is_shown_whole(tokenizer: Tokenizer) -> None:
+    progress = Progress(tokenizer, (EOS,))
+    sloth = tokenizer.encode("🦥").tolist()
+    progress.put(Commit(0, tuple(letters(tokenizer, "a") + sloth[:3]), 1))
+    assert progress.text == "a"
+    progress.put_draft(step_of([sloth[3], *letters(tokenizer, "b")], [SET, NEW], canvas=1))
+    assert progress.settled() == "a🦥b"
+    progress.put(Commit(1, (sloth[3],), 2))
+    assert progress.text == "a🦥"
+    assert progress.settled(["🦥"]) == "a"
+
+
 def test_status_counts_settled_slots(tokenizer: Tokenizer) -> None:
     progress = Progress(tokenizer, (EOS,))
     a, b = letters(tokenizer, "ab")

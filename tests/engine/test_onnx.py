@@ -166,6 +166,20 @@ def test_a_step_is_exact_at_the_row_count_it_claims(backend: OnnxBackend) -> Non
         assert np.array_equal(many, np.stack(single))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_rows_are_exact_at_real_widths(precision: str) -> None:
+    """Kernels choose their way by size, so what holds 32 wide is checked at redraft-tiny's width and cache lengths."""
+    sizes = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 768, "head_dim": 64}
+    backend = onnx(denoiser(**sizes), precision, threads=2)
+    text = np.random.default_rng(0).integers(0, 512, 250)
+    context = backend.new_context(256)
+    whole = backend.forward([Pass(context, text, "all")])[0].encode
+    for start, count in ((249, 1), (200, 1), (127, 2), (64, 5), (30, 17), (9, 130)):
+        context.truncate(start)
+        part = backend.forward([Pass(context, text[start : start + count], "all")])[0].encode
+        assert np.array_equal(part, whole[start : start + count])
+
+
 def test_threads_change_no_bit() -> None:
     model = denoiser(hidden_size=64, intermediate_size=512)
     text, canvas = tokens(40), tokens(16, seed=1)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from redraft.denoiser.config import LAYOUTS
+from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
 from redraft.engine.backend import Pass
 from redraft.engine.backends import onnx_cache
-from redraft.engine.backends.onnx_backend import OnnxBackend
+from redraft.engine.backends.onnx_backend import OnnxBackend, physical_cores
 from redraft.engine.backends.onnx_rows import Share, visible
 from tests.engine.onnx_models import denoiser, onnx, tokens
 
@@ -120,3 +124,23 @@ def test_what_rows_see(layout: str) -> None:
             clean = {"causal_context": 8, "block_causal": 8, "full": 0}[layout]
             expected = set(range(clean)) | {8, 9, 10, 11}
         assert set(np.flatnonzero(seen[row])) == expected
+
+
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    share=st.builds(Share, st.just(0), st.integers(0, 12), st.integers(0, 9), st.integers(0, 7)),
+    spare=st.integers(0, 5),
+)
+def test_what_rows_see_is_the_predicate(layout: str, share: Share, spare: int) -> None:
+    config = denoiser(layout=layout, canvas_length=4).config
+    end, anchor = share.length + share.rows, share.length + share.encode
+    at = np.arange(end + spare)
+    start = np.where(at >= anchor, canvas_start(layout, anchor, 4), clean_start(layout, at, 4))
+    every = Rows(at >= anchor, np.where(at < end, 0, -1), at, start, 0 * at)
+    own = slice(share.length, end)
+    queries = Rows(*(a[own, None] for a in (every.canvas, every.document, at, start, every.block)))
+    assert np.array_equal(visible(config, share, end + spare), allowed(queries, every))
+
+
+def test_threads_default_to_cores() -> None:
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)

@@ -256,7 +256,8 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A slip in a required key is also a missing key: the slip is what to tell.
+    first = min(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
         section = _section_at(first["loc"])

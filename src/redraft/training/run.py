@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -26,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
-from redraft.training import checkpoints, metrics, optim, start
+from redraft.training import checkpoints, metrics, optim, samples, start
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
 from redraft.training.data import make_folder
@@ -36,6 +35,7 @@ from redraft.training.interrupt import Interrupt
 from redraft.training.memory import keep_freed_memory
 from redraft.training.objective import JointObjective, slot_weights
 from redraft.training.recipe import Recipe
+from redraft.training.samples import Sampler
 from redraft.training.validate import held_out
 
 
@@ -51,9 +51,6 @@ class Silent:
     def update(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def message(self, text: str) -> None: ...
-
-
-Sampler = Callable[[Denoiser, list[str]], list[str]]
 
 
 class Run:
@@ -327,9 +324,11 @@ def train(
 ) -> Path:
     """Trains by a recipe into `folder` (runs/NAME by default) and returns the last checkpoint's folder.
 
+    sampler: answers the recipe's sample_prompts at each evaluation; the default one samples with the engine.
     Raises RequestError for what the recipe or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if recipe.distill:
         _make_distilled(recipe, reporter or Silent())
-    return Run(recipe, folder or Path("runs") / recipe.name, resume, reporter).train(sampler)
+    run = Run(recipe, folder or Path("runs") / recipe.name, resume, reporter)
+    return run.train(sampler or samples.sampler(recipe))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
-from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
+from redraft.denoiser.layouts import canvas_start, clean_start
 from redraft.denoiser.rotary import frequencies
 from redraft.engine.backend import Pass
 
@@ -46,18 +46,19 @@ class Geometry:
 
 
 def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
-    """bool [rows, slots]: what each of a request's rows sees of its lane, where slot s holds position s."""
+    """bool [rows, slots]: what each of a request's rows sees of its lane, where slot s holds position s.
+
+    The rule of `layouts.allowed`, spelt out for rows in this order, because it is asked for at every AR step: clean
+    rows before a row's `start`, and for a canvas row its whole canvas.
+    """
     block, anchor = config.canvas_length, share.length + share.encode
-    at = np.arange(slots)
-    own = at[share.length : share.length + share.rows]
-    canvas = own >= anchor
-    start = np.where(
-        canvas, canvas_start(config.layout, anchor, block), clean_start(config.layout, own, block)
-    )
-    zero = np.int64(0)
-    queries = Rows(canvas, np.zeros_like(own), own, start, np.zeros_like(own)).queries()
-    document = np.where(at < share.length + share.rows, 0, -1)
-    return allowed(queries, Rows(at >= anchor, document, at, zero, zero))
+    start = np.empty((share.rows, 1), np.int64)
+    own = np.arange(share.length, anchor)
+    start[: share.encode, 0] = np.minimum(clean_start(config.layout, own, block), anchor)
+    start[share.encode :, 0] = canvas_start(config.layout, anchor, block)
+    seen = np.arange(slots) < start
+    seen[share.encode :, anchor : anchor + share.canvas] = True
+    return seen
 
 
 def geometry(config: DenoiserConfig, shares: tuple[Share, ...], lanes: int, slots: int) -> Geometry:
