@@ -18,7 +18,7 @@ from redraft.engine import Engine, Request, Step
 from redraft.evaluation.prompts import LONGEST, Dialogues, Reply, pick_prompts
 from redraft.evaluation.quality import judge
 from redraft.evaluation.text import bootstrap, bootstrap_ratio, continuation_nll
-from redraft.evaluation.writing import Progress, Way, machine, write_all
+from redraft.evaluation.writing import DIFFUSION, Progress, Way, machine, write_all
 
 BUDGETS = (4, 8, 16)  # evaluations a canvas
 EDIT_THRESHOLDS = (0.5, 0.7, 0.9)
@@ -36,7 +36,7 @@ class Adaptive:
     tokens: int = 64
     canvases: int = 120
     batch: int = 8
-    diffusion: Way = Way("diffusion")
+    diffusion: Way = DIFFUSION
     seed: int = 0
 
 
@@ -147,7 +147,9 @@ class Damaged:
         return out
 
 
-def damage(replies: Sequence[Reply], length: int, share: float, never: Sequence[int], vocab: int, seed: int) -> list[Damaged]:
+def damage(
+    replies: Sequence[Reply], length: int, share: float, never: Sequence[int], vocab: int, seed: int
+) -> list[Damaged]:
     """The first `length` tokens of each reply, `share` of all of them (rounded) swapped for other ordinary tokens,
     drawn uniformly from those that occur in these replies, so that every one looks like text."""
     rng = np.random.default_rng(seed)
@@ -220,7 +222,12 @@ def _mended(model: Model, requests: Sequence[Request], batch: int) -> tuple[np.n
 
 def _mend(model: Model, case: Damaged, threshold: float, settings: Adaptive) -> Request:
     """One canvas that holds the damaged text as settled tokens."""
-    way = Way("diffusion", canvas=len(case.tokens), temperature=0.0, sampler={"edit_threshold": threshold, "max_steps": 8})
+    way = Way(
+        "diffusion",
+        canvas=len(case.tokens),
+        temperature=0.0,
+        sampler={"edit_threshold": threshold, "max_steps": 8},
+    )
     made = way.request(model, case.prompt, len(case.tokens), settings.seed)
     return replace(made, initial=tuple(int(t) for t in case.tokens), max_canvases=1)
 
@@ -233,14 +240,17 @@ def lines(told: dict[str, Any]) -> list[str]:
         f"{told['model']} on {told['backend']}, {told['device']}",
         f"evaluations a token over {d['length']} tokens: hardest tenth of {d['replies']} replies "
         f"{d['hardest']['nfe_per_token']:.3f} (AR nll {d['hardest']['ar_nll']:.2f}), easiest "
-        f"{d['easiest']['nfe_per_token']:.3f} ({d['easiest']['ar_nll']:.2f}); ratio {d['ratio']:.2f} [{low:.2f}, {high:.2f}]",
+        f"{d['easiest']['nfe_per_token']:.3f} ({d['easiest']['ar_nll']:.2f}); "
+        f"ratio {d['ratio']:.2f} [{low:.2f}, {high:.2f}]",
         "error correction at equal budgets: AR nll (distinct-3), difference to off with 95 % interval",
     ]
     for row in told["correction"]:
         cells = [f"off {row['off']['ar_nll']:.3f} ({row['off']['distinct_3']:.3f})"]
         for name, r in ((n, row[n]) for n in ("editing", "remasking") if n in row):
             low, high = r["interval"]
-            cells.append(f"{name} {r['ar_nll']:.3f} ({r['distinct_3']:.3f}) {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+            cells.append(
+                f"{name} {r['ar_nll']:.3f} ({r['distinct_3']:.3f}) {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            )
         out.append(f"  {row['nfe_per_canvas']:>2} a canvas: " + "; ".join(cells))
     m = told["mending"]
     out.append(

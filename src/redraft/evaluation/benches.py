@@ -38,9 +38,15 @@ class Options:
 
     def point(self) -> Way:
         """The one diffusion point. Raises RequestError when several are given."""
-        for flag, values in (("threshold", self.thresholds), ("temperature", self.temperatures), ("canvas", self.canvases)):
+        for flag, values in (
+            ("threshold", self.thresholds),
+            ("temperature", self.temperatures),
+            ("canvas", self.canvases),
+        ):
             if len(values) > 1:
-                raise RequestError(f"this bench measures one point: give --{flag} once (bench frontier takes several)")
+                raise RequestError(
+                    f"this bench measures one point: give --{flag} once (bench frontier takes several)"
+                )
         return Way(
             "diffusion",
             temperature=_only(self.temperatures),
@@ -113,10 +119,16 @@ def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Pr
         raise RequestError("bench frontier sweeps thresholds itself: leave out --effort")
     short = {"thresholds": (0.9, 0.5), "temperatures": (0.0,), "ar_temperatures": (0.0, 0.7, 1.0), "timed": 1}
     chosen: dict[str, Any] = short if options.quick else {}
-    given = {"thresholds": options.thresholds, "temperatures": options.temperatures, "canvases": options.canvases}
+    given = {
+        "thresholds": options.thresholds,
+        "temperatures": options.temperatures,
+        "canvases": options.canvases,
+    }
     chosen |= {name: values for name, values in given.items() if values}
     settings = frontier.Frontier(tokens=tokens, seed=options.seed, **chosen)
-    return frontier.frontier(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return frontier.frontier(
+        model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress
+    )
 
 
 def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -132,7 +144,10 @@ def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Pr
 
 BENCHES: dict[str, Bench] = {
     "speed": Bench(
-        "tokens/s of diffusion and verified against AR (about 1 minute)", _speed, speed.lines, plots.plot_speed
+        "tokens/s of diffusion and verified against AR (about 1 minute)",
+        _speed,
+        speed.lines,
+        plots.plot_speed,
     ),
     "latency": Bench(
         "time to the first draft, to the first text and to a whole answer; cold start (about 1 minute)",
@@ -141,7 +156,10 @@ BENCHES: dict[str, Bench] = {
         plots.plot_latency,
     ),
     "batch": Bench(
-        "throughput and CPU seconds by answers at once (about 1 minute)", _batch, batching.lines, plots.plot_batch
+        "throughput and CPU seconds by answers at once (about 1 minute)",
+        _batch,
+        batching.lines,
+        plots.plot_batch,
     ),
     "frontier": Bench(
         "quality beside speed, against AR swept over temperature (about 3 minutes)",
@@ -158,7 +176,9 @@ BENCHES: dict[str, Bench] = {
 }
 
 
-def run_bench(name: str, model: Model, options: Options, progress: Progress = lambda text: None) -> dict[str, Any]:
+def run_bench(
+    name: str, model: Model, options: Options, progress: Progress = lambda text: None
+) -> dict[str, Any]:
     """Measures; the object of `redraft bench NAME --json`, with where its prompts come from."""
     dialogues = load_dialogues(model.tokenizer, options.data, options.split)
     return BENCHES[name].run(model, dialogues, options, progress) | {"source": dialogues.source}

@@ -71,7 +71,9 @@ def replies(document: np.ndarray, speaker: int, ends: Sequence[int]) -> Iterator
 def _from_sample(tokenizer: Tokenizer) -> Iterator[tuple[Reply, ...]]:
     """The packaged dialogues through the model's chat template, so that any model can be measured on them."""
     if tokenizer.template is None:
-        raise RequestError("this model has no chat template to put dialogues into: give prepared ones with --data")
+        raise RequestError(
+            "this model has no chat template to put dialogues into: give prepared ones with --data"
+        )
     text = importlib.resources.files("redraft.evaluation").joinpath("data/dialogues.jsonl").read_text("utf-8")
     for line in text.splitlines():
         messages = to_messages(json.loads(line)["text"])
@@ -113,5 +115,7 @@ def pick_prompts(dialogues: Dialogues, count: int, tokens: int, seed: int = 0) -
         chosen.extend(own.pop() for own in fitting if own)
     chosen.extend(spare)
     if len(chosen) < count:
-        raise RequestError(f"there are {len(chosen)} prompts in {dialogues.source}: ask for fewer with --prompts")
+        raise RequestError(
+            f"there are {len(chosen)} prompts in {dialogues.source}: ask for fewer with --prompts"
+        )
     return chosen[:count]
