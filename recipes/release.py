@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from redraft.training.ship import seal, ship
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src/redraft/models/redraft-tiny"
 STAGES = ("prepare", "train", "distill", "ship", "measure")
@@ -44,6 +46,21 @@ def train(recipe: str, folder: str, overrides: list[str]) -> None:
     )
 
 
+def measure() -> None:
+    """Every number that depends on the weights: results, model card, plots, documents, the README's picture."""
+    stages = "runs/redraft-tiny", "runs/redraft-tiny-distilled"
+    trained = [stage for stage in stages if (ROOT / stage).exists()]
+    before = ["--before", trained[0]] if trained else []
+    run(
+        *(sys.executable, "-m", "redraft.evaluation.report", "docs/results.json", "--model", "redraft-tiny"),
+        *("--data", "runs/data/sgd", *before, *(["--runs", *trained] if trained else [])),
+        *("--card", str(MODEL), "--plots", "docs/images", "--docs", "README.md", "docs/performance.md"),
+    )
+    seal(MODEL)
+    prompt = "I need a table for two in San Jose tonight."
+    run(*redraft("run", prompt, "--seed", "1", "--svg", "docs/denoising.svg"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,12 +83,10 @@ def main() -> None:
     if "distill" in wanted:
         train("tiny-distill.yaml", "runs/redraft-tiny-distilled", options.overrides)
     if "ship" in wanted:
-        from redraft.training.ship import ship
-
         generation = json.loads((ROOT / "recipes/tiny-generation.json").read_text())
         ship(ROOT / "runs/redraft-tiny-distilled", MODEL, generation)
     if "measure" in wanted:
-        run(sys.executable, "recipes/measure.py")
+        measure()
 
 
 if __name__ == "__main__":
