@@ -15,6 +15,7 @@ import numpy as np
 
 from redraft.api import Model
 from redraft.engine import Engine, Request, Step
+from redraft.errors import RequestError
 from redraft.evaluation.prompts import LONGEST, Dialogues, Reply, pick_prompts
 from redraft.evaluation.quality import judge
 from redraft.evaluation.text import bootstrap, bootstrap_ratio, continuation_nll
@@ -47,7 +48,8 @@ def adaptive(
     progress("ranking replies by difficulty")
     found = difficulty(model, dialogues, settings)
     progress("error correction at equal budgets")
-    prompts = pick_prompts(dialogues, settings.prompts, settings.tokens, settings.seed)
+    context = model.config.max_position_embeddings
+    prompts = pick_prompts(dialogues, settings.prompts, settings.tokens, settings.seed, context)
     corrected = correction(model, prompts, settings)
     progress("mending damaged canvases")
     return machine(model) | {
@@ -58,9 +60,14 @@ def adaptive(
     }
 
 
-def long_replies(dialogues: Dialogues, length: int, count: int, seed: int) -> list[Reply]:
-    """`count` replies (or as many as there are) of at least `length` tokens behind a prompt of usual length."""
-    fitting = [r for r in dialogues.all() if len(r.text) >= length and 0 < len(r.prompt) <= LONGEST]
+def long_replies(model: Model, dialogues: Dialogues, length: int, count: int, seed: int) -> list[Reply]:
+    """`count` replies (or as many as there are) of at least `length` tokens behind a prompt of usual length.
+
+    Raises RequestError when there is none."""
+    longest = min(LONGEST, model.config.max_position_embeddings - 2 * length)
+    fitting = [r for r in dialogues.all() if len(r.text) >= length and 0 < len(r.prompt) <= longest]
+    if not fitting:
+        raise RequestError(f"no reply in {dialogues.source} has {length} tokens: give a smaller --canvas")
     order = np.random.default_rng(seed).permutation(len(fitting))
     return [fitting[i] for i in order[:count]]
 
@@ -70,7 +77,7 @@ def difficulty(model: Model, dialogues: Dialogues, settings: Adaptive) -> dict[s
 
     A reply's difficulty is the AR negative log-likelihood, a token, of its first `length` tokens.
     """
-    replies = long_replies(dialogues, settings.length, settings.replies, settings.seed)
+    replies = long_replies(model, dialogues, settings.length, settings.replies, settings.seed)
     texts = [r.text[: settings.length] for r in replies]
     nll = continuation_nll(model.backend, [r.prompt for r in replies], texts, settings.batch)
     hard = np.array([n.mean() for n in nll])
@@ -169,7 +176,7 @@ def mending(model: Model, dialogues: Dialogues, settings: Adaptive) -> dict[str,
     """Real canvases with SWAPPED of their settled tokens wrong, denoised with token editing at several thresholds:
     the share of wrong tokens put right, changed to something else, and left; of right tokens changed; and AR NLL a
     token of the text as it was, damaged, and mended."""
-    replies = long_replies(dialogues, settings.length, settings.canvases, settings.seed + 1)
+    replies = long_replies(model, dialogues, settings.length, settings.canvases, settings.seed + 1)
     config = model.config
     never = (*config.special_slot_ids, *config.eos_token_ids)
     cases = damage(replies, settings.length, SWAPPED, never, config.vocab_size, settings.seed)

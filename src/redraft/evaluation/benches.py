@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from redraft.api import Model
 from redraft.errors import RequestError
 from redraft.evaluation import adaptive, batching, frontier, latency, plots, speed
@@ -61,6 +63,12 @@ class Options:
         return self.prompts or prompts, self.tokens or tokens
 
 
+def _prompts(
+    model: Model, dialogues: Dialogues, count: int, tokens: int, options: Options
+) -> list[np.ndarray]:
+    return pick_prompts(dialogues, count, tokens, options.seed, model.config.max_position_embeddings)
+
+
 def _only(values: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
@@ -85,7 +93,7 @@ def _speed(model: Model, dialogues: Dialogues, options: Options, progress: Progr
         seed=options.seed,
         peers_folder=options.folder if options.peers else None,
     )
-    return speed.speed(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return speed.speed(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Pro
         diffusion=options.point(),
         seed=options.seed,
     )
-    return latency.latency(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return latency.latency(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progr
         diffusion=options.point(),
         seed=options.seed,
     )
-    return batching.batch(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return batching.batch(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -126,9 +134,7 @@ def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Pr
     }
     chosen |= {name: values for name, values in given.items() if values}
     settings = frontier.Frontier(tokens=tokens, seed=options.seed, **chosen)
-    return frontier.frontier(
-        model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress
-    )
+    return frontier.frontier(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:

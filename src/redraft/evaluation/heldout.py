@@ -24,7 +24,7 @@ GROUP = 200  # documents between two signs of life; alike in length, they fill b
 
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """documents: how many, drawn by seed; None for all. copies: corrupted copies of each canvas, at least 2."""
+    """documents: how many, drawn by seed; None for all. copies: corrupted copies of each canvas, an even number."""
 
     split: str = "valid"
     documents: int | None = None
@@ -55,8 +55,8 @@ def likelihood(
     config = model.config
     if config.mask_token_id is None or config.null_token_id is None:
         raise RequestError("eval likelihood needs a model with mask and null tokens")
-    if settings.copies < 2:
-        raise RequestError("--copies must be 2 or more: one copy has no standard error")
+    if settings.copies < 2 or settings.copies % 2:
+        raise RequestError("--copies must be an even number: two halves give the standard error")
     tokenizer = Tokenizer.load(folder)
     corpus = Corpus(data, settings.split)
     documents, byte_count = chosen(corpus, tokenizer, settings)

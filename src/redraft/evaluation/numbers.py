@@ -237,7 +237,10 @@ def likelihood(results: Results) -> str:
         [
             split,
             str(told["documents"]),
-            *("–" if told[k] is None else f"{told[k]:.3f}" for k in ("ar_nats_per_token", "ar_bits_per_byte")),
+            *(
+                "–" if told[k] is None else f"{told[k]:.3f}"
+                for k in ("ar_nats_per_token", "ar_bits_per_byte")
+            ),
             f"{told['nelbo_nats_per_token']:.3f} ± {told['nelbo_nats_per_token_se']:.3f}",
             f"{told['nelbo_bits_per_byte']:.3f} ± {told['nelbo_bits_per_byte_se']:.3f}",
         ]

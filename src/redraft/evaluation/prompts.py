@@ -95,18 +95,21 @@ def to_messages(transcript: str) -> list[dict[str, Any]]:
     return messages
 
 
-def pick_prompts(dialogues: Dialogues, count: int, tokens: int, seed: int = 0) -> list[np.ndarray]:
+def pick_prompts(
+    dialogues: Dialogues, count: int, tokens: int, seed: int = 0, context: int = 2 * LONGEST
+) -> list[np.ndarray]:
     """`count` prompts, int64 each, one a dialogue as long as there are enough dialogues, a fixed choice for a seed.
 
-    Those after which the dialogue went on for at least `tokens` more are taken first: a text that is continued past
+    Prompts have at most LONGEST tokens and leave `tokens` of the context free. Those after which the dialogue went on for at least `tokens` more are taken first: a text that is continued past
     the end of its dialogue has no right continuation. Raises RequestError when there aren't so many.
     """
     rng = np.random.default_rng(seed)
+    longest = min(LONGEST, context - tokens)
     order = rng.permutation(len(dialogues.replies))
     fitting: list[list[np.ndarray]] = []
     spare: list[np.ndarray] = []
     for i in order:
-        short = [r for r in dialogues.replies[i] if len(r.prompt) <= LONGEST]
+        short = [r for r in dialogues.replies[i] if len(r.prompt) <= longest]
         good = [r.prompt for r in short if r.left >= tokens]
         fitting.append([good[j] for j in rng.permutation(len(good))])
         spare.extend(r.prompt for r in short if r.left < tokens)
@@ -116,6 +119,6 @@ def pick_prompts(dialogues: Dialogues, count: int, tokens: int, seed: int = 0) -
     chosen.extend(spare)
     if len(chosen) < count:
         raise RequestError(
-            f"there are {len(chosen)} prompts in {dialogues.source}: ask for fewer with --prompts"
+            f"there are {len(chosen)} prompts of up to {longest} tokens in {dialogues.source}: ask for fewer with --prompts"
         )
     return chosen[:count]

@@ -21,7 +21,7 @@ def samples(
 ) -> dict[str, Any]:
     """Replies to a fixed set of prompts with the model's own defaults, ranked by AR negative log-likelihood a token:
     the `shown` likeliest ("best") and unlikeliest ("worst"), each with the end of its prompt."""
-    chosen = pick_prompts(dialogues, prompts, tokens, seed)
+    chosen = pick_prompts(dialogues, prompts, tokens, seed, model.config.max_position_embeddings)
     requests = [model.request(p, max_tokens=tokens, seed=seed) for p in chosen]
     written = [_tokens(t) for t in write_all(model, requests, batch=8)]
     nll = continuation_nll(model.backend, chosen, written)
