@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -41,10 +40,10 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, backend: str = "a
 class Completion:
     """One answer. finish_reason: "stop" (end of answer or a stop string), "length", or "interrupted".
 
-    tokens: how many were committed, nulls and EOS not counted, token_ids themselves; prompt_tokens: the prompt's.
-    nfe: network evaluations after the prompt's own. seconds: wall time from the request to the last commit, of which
-    prefill_seconds for the prompt; time_to_first_draft: from the request to the first canvas (or token) to be seen,
-    None if there was none. tokens_per_second counts from the end of the prompt.
+    tokens: how many were committed, nulls and EOS not counted, token_ids themselves; prompt_tokens: the
+    prompt's. nfe: network evaluations after the prompt's own. seconds: wall time from the request to the last
+    commit, of which prefill_seconds for the prompt; time_to_first_draft: from the request to the first canvas
+    (or token) to be seen, None if there was none. tokens_per_second counts from the end of the prompt.
     """
 
     model: str
@@ -71,9 +70,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Nats for the whole text, its first token taken as given. ar_nll: of the encode role, None where that isn't
-    causal. nelbo: the diffusion bound, a Monte Carlo estimate with standard error nelbo_se, None without a mask token.
-    tokens, bytes: of the text that was scored."""
+    """Nats for the whole text, its first token taken as given. ar_nll: of the encode role, None where that
+    isn't causal. nelbo: the diffusion bound, a Monte Carlo estimate with standard error nelbo_se, None
+    without a mask token. tokens, bytes: of the text that was scored."""
 
     ar_nll: float | None
     nelbo: float | None
@@ -86,7 +85,8 @@ class Likelihood:
 
 
 class Model:
-    """A network on a backend with its tokenizer. Several streams may run at once; they share every evaluation."""
+    """A network on a backend with its tokenizer. Several streams may run at once; they share every
+    evaluation."""
 
     def __init__(
         self,
@@ -101,8 +101,7 @@ class Model:
         self.name, self.backend, self.tokenizer = name, backend, tokenizer
         self.defaults = defaults or GenerationDefaults(canvas_length=backend.config.canvas_length)
         self.engine = Engine(backend, tokenizer.token_bytes, max_batch, memory)
-        self._streams: dict[Ticket, deque[Step | Commit]] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     @property
     def config(self) -> DenoiserConfig:
@@ -136,13 +135,15 @@ class Model:
         steps: int | None = None,
         ignore_eos: bool = False,
     ) -> Request:
-        """The request that `generate` and `stream` run, checked. What is None comes from generation_config.json.
+        """The request that `generate` and `stream` run, checked. What is None comes from
+        generation_config.json.
 
-        prompt: text to be continued, messages for the chat template, or token ids (an integer array). stop: texts that
-        end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality and speed dial, which
-        sets canvas, threshold and steps where those aren't given. canvas: slots denoised together; threshold:
-        probability from which a slot settles; steps: denoising steps a canvas at most. seed: None draws one.
-        ignore_eos: write on past the end of the answer. Raises RequestError, one line, for anything that can't be.
+        prompt: text to be continued, messages for the chat template, or token ids (an integer array). stop:
+        texts that end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality
+        and speed dial, which sets canvas, threshold and steps where those aren't given. canvas: slots
+        denoised together; threshold: probability from which a slot settles; steps: denoising steps a canvas
+        at most. seed: None draws one. ignore_eos: write on past the end of the answer. Raises RequestError,
+        one line, for anything that can't be.
         """
         values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
         given = {
@@ -180,8 +181,9 @@ class Model:
         return [int(i) for i in ids]
 
     def score(self, text: str, strata: int = 4, replicates: int = 4, seed: int = 0) -> Likelihood:
-        """How likely the model finds a text; see engine.likelihood for how. More strata and replicates narrow the
-        standard error. Raises RequestError for a text of fewer than two tokens or longer than the context."""
+        """How likely the model finds a text; see engine.likelihood for how. More strata and replicates narrow
+        the standard error. Raises RequestError for a text of fewer than two tokens or longer than the
+        context."""
         ids = self.tokenizer.encode(text)
         bound = likelihood(self.backend, ids, strata=strata, replicates=replicates, seed=seed)
         scored = sum(len(self.tokenizer.token_bytes(int(i))) for i in ids[1:])
@@ -203,35 +205,32 @@ class Model:
             renoise="uniform" if self.config.mask_token_id is None else "mask",
         )
 
-    def _open(self, request: Request) -> Ticket:
-        with self._lock:
-            ticket = self.engine.submit(request)
-            self._streams[ticket] = deque()
-            return ticket
-
     def _next(self, ticket: Ticket) -> Step | Commit | None:
-        """The next event of a stream, None at its end; whoever waits runs the evaluation for all."""
-        with self._lock:
-            events = self._streams.get(ticket)
-            while events is not None and not events and not ticket.done:
+        """The next event of a stream, None at its end. Of all threads that wait, one runs evaluations for all."""
+        while not ticket.inbox:
+            if not self._lock.acquire(timeout=0.01):
+                continue  # another thread runs an evaluation, which may bring an event of this stream
+            try:
+                if ticket.inbox:
+                    break
+                if ticket.error is not None:
+                    raise ticket.error
+                if ticket.done:
+                    return None
                 for owner, event in self.engine.step():
-                    inbox = self._streams.get(owner)
-                    if inbox is not None:
-                        inbox.append(event)
-            return events.popleft() if events else None
-
-    def _close(self, ticket: Ticket) -> None:
-        self.engine.cancel(ticket)
-        self._streams.pop(ticket, None)
+                    owner.inbox.append(event)
+            finally:
+                self._lock.release()
+        return ticket.inbox.popleft() if ticket.inbox else None
 
 
 class Stream:
-    """Events of one answer, to be iterated once. Leaving early, `close`, or reading `completion` ends the answer;
-    what was committed by then is kept."""
+    """Events of one answer, to be iterated once. Leaving early, `close`, or reading `completion` ends the
+    answer; what was committed by then is kept."""
 
     def __init__(self, model: Model, request: Request) -> None:
         self._model, self.request = model, request
-        self._ticket = model._open(request)
+        self._ticket = model.engine.submit(request)
 
     def __iter__(self) -> Iterator[Step | Commit]:
         return self
@@ -245,7 +244,8 @@ class Stream:
 
     def close(self) -> None:
         """Ends the answer within the evaluation under way; nothing happens if it has ended."""
-        self._model._close(self._ticket)
+        self._model.engine.cancel(self._ticket)
+        self._ticket.inbox.clear()
 
     def __enter__(self) -> Stream:
         return self

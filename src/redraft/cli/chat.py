@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from redraft.cli import options as o
 from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL
 from redraft.hub.names import did_you_mean
+
+if TYPE_CHECKING:
+    from redraft.api import Model
 
 HELP = """\
 /set NAME VALUE   change a setting (`default` resets it); /set alone lists them
@@ -92,7 +95,7 @@ def _read_line() -> str:
 class Conversation:
     """The messages so far, and how to answer the next."""
 
-    def __init__(self, model: Any, system: str | None, sampling: o.SamplingOptions) -> None:
+    def __init__(self, model: Model, system: str | None, sampling: o.SamplingOptions) -> None:
         self.model = model
         self.sampling = sampling
         self.system = [{"role": "system", "content": system}] if system else []
@@ -109,11 +112,12 @@ class Conversation:
     def ask(self, question: str) -> None:
         """Streams the answer and keeps both, the settled part of an answer that Ctrl-C stopped included."""
         from redraft.cli.render import LiveView, PlainView, Progress, Watcher, watch
-        from redraft.cli.run import summary
+        from redraft.cli.run import check_length, summary, whole_or_settled
         from redraft.cli.terminal import Interruptible
 
         turns = self._fitting([*self.turns, {"role": "user", "content": question}])
         stream = self.model.stream([*self.system, *turns], **self.sampling.arguments())
+        check_length(self.model, stream, self.sampling.max_tokens)
         stop_ids = self.model.config.eos_token_ids
         progress = Progress(self.model.tokenizer, stop_ids)
         live = LiveView(progress, self.delay) if self.show_steps else None
@@ -125,16 +129,14 @@ class Conversation:
             if live:
                 live.close()
         completion = stream.completion
-        text = completion.text
-        if stop.pressed and progress.settled().startswith(text):
-            text = progress.settled()
+        text = whole_or_settled(completion, progress, self.sampling)
         shown.end(text)
         if live:
             self.say(summary(completion, live.slept) if not stop.pressed else "(stopped)")
         self.turns = [*turns, {"role": "assistant", "content": text}]
 
     def _fitting(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The turns with the oldest exchanges left out where the context has no room for them and an answer."""
+        """The turns, the oldest exchanges left out if the context has no room for all and an answer."""
         answer = self.sampling.max_tokens or self.model.defaults.max_new_tokens
         room = self.model.config.max_position_embeddings - answer
         kept = turns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ STYLES = {
     SlotState.DRAFT: "dim",
     SlotState.NEW: "bold green",
     SlotState.REVISED: "underline magenta",
-    SlotState.SETTLED: "default",
+    SlotState.SETTLED: "none",
     SlotState.LOCKED: "blue",
 }
 
@@ -36,14 +36,18 @@ class Slot:
     state: SlotState
 
 
-def visible_slots(step: Step, tokenizer: Tokenizer, stop_ids: Collection[int]) -> list[Slot]:
-    """The canvas up to the first stop token that isn't noise: what lies behind it won't be part of the
-    answer.
+def visible_slots(
+    step: Step, tokenizer: Tokenizer, stop_ids: Collection[int], before: Sequence[int] = ()
+) -> list[Slot]:
+    """The canvas up to the first stop token that isn't noise: what lies behind it won't be part of the answer.
+
+    before: committed tokens of a character that the canvas completes.
     """
     states = [SlotState(int(s)) for s in step.state]
     tokens = [int(t) for t in step.tokens]
     slots = []
-    for token, state, text in zip(tokens, states, tokenizer.decode_slots(tokens), strict=True):
+    texts = tokenizer.decode_slots([*before, *tokens])[len(before) :]
+    for token, state, text in zip(tokens, states, texts, strict=True):
         if state is SlotState.NOISE:
             slots.append(Slot(text or NOISE_SIGN, state))
         elif token in stop_ids:

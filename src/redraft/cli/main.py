@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from redraft import __version__
-from redraft.cli import chat, doctor, models, run
+from redraft.cli import bench, chat, doctor, evaluate, models, prepare, run, train
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -28,6 +28,10 @@ app = typer.Typer(
 # heavy is imported before a verb runs: `redraft --help` is instant.
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("prepare")(prepare.prepare)
+app.command("train")(train.train)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 
@@ -66,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in own
     if debug:
         arguments.remove("--debug")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -82,13 +89,21 @@ def _run(arguments: list[str], debug: bool) -> int:
         say("interrupted")
         return 130
     except BrokenPipeError:
-        # Whoever read stdout has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _leave_quietly()
+    except SystemExit as leaving:  # typer's way to report a broken pipe
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _leave_quietly()
+        raise
     except Exception as error:
         if debug:
             raise
         return _explain(error, arguments)
+
+
+def _leave_quietly() -> int:
+    """Whoever read stdout has seen enough, which is no failure. Python would complain once more on closing stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _explain(error: Exception, arguments: list[str]) -> int:

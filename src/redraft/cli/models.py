@@ -51,7 +51,7 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(name: Name = DEFAULT_MODEL, as_json: Json = False) -> None:
-    """Show a model: its shape, sampling defaults and files, and whether its files are as its manifest says."""
+    """Show a model's shape, sampling defaults and files, and whether its manifest holds."""
     from redraft.cli.terminal import safe
     from redraft.hub import store
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from redraft.cli import drafts
 from redraft.cli.terminal import Interruptible, console, safe, write
@@ -17,6 +17,7 @@ from redraft.engine.events import Commit, Step
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from redraft.api import Stream
     from redraft.hub.tokenizer import Tokenizer
 
 FRAME_SECONDS = 1 / 30
@@ -39,6 +40,9 @@ class Progress:
         self.tokenizer = tokenizer
         self.stop_ids = frozenset(stop_ids)
         self.committed: list[int] = []
+        self.text = ""  # of what was committed, but for the beginning of a character
+        self._decoder = tokenizer.text_stream()
+        self._open: list[int] = []  # the committed tokens of that character
         self.step: Step | None = None
         self.nfe = 0
 
@@ -46,22 +50,24 @@ class Progress:
         self.step, self.nfe = step, step.nfe
 
     def put(self, commit: Commit) -> None:
-        self.committed.extend(t for t in commit.tokens if t not in self.stop_ids)
+        for token in (t for t in commit.tokens if t not in self.stop_ids):
+            self.committed.append(token)
+            self.text += self._decoder.put([token])
+            self._open = [*self._open, token] if self._decoder.pending else []
         self.step, self.nfe = None, commit.nfe
 
     def end(self, text: str) -> None:
         """Nothing is shown here."""
 
-    @property
-    def text(self) -> str:
-        return self.tokenizer.decode(self.committed)
-
     def slots(self) -> list[drafts.Slot]:
-        return drafts.visible_slots(self.step, self.tokenizer, self.stop_ids) if self.step else []
+        if self.step is None:
+            return []
+        return drafts.visible_slots(self.step, self.tokenizer, self.stop_ids, self._open)
 
-    def settled(self) -> str:
-        """Committed text and the settled beginning of the canvas."""
-        return self.text + drafts.settled_text(self.slots())
+    def settled(self, stop: Sequence[str] = ()) -> str:
+        """Committed text and the settled beginning of the canvas, ending where a stop string begins."""
+        text = self.text + drafts.settled_text(self.slots())
+        return text[: certain(text, stop)]
 
     def settled_tokens(self) -> int:
         states = (s.state for s in self.slots() if s.text)
@@ -206,7 +212,7 @@ def certain(text: str, stop: Sequence[str]) -> int:
     return len(text) - held
 
 
-def watch(stream: Any, watchers: Sequence[Watcher], stop: Interruptible) -> None:
+def watch(stream: Stream, watchers: Sequence[Watcher], stop: Interruptible) -> None:
     """Shows each event to every watcher until the stream ends or Ctrl-C was pressed, between two steps."""
     for event in stream:
         for watcher in watchers:

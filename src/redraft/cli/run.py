@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from redraft.api import Completion, Model, Stream
     from redraft.cli.render import Progress, Watcher
 
 
@@ -69,11 +71,14 @@ def run(
     return answer(model, backend, request, sampling, View(as_json, plain, delay, svg))
 
 
+@dataclass(frozen=True)
 class View:
-    """How an answer is shown."""
+    """How an answer is shown. delay: seconds a step stays on screen. svg: where a picture of the steps goes."""
 
-    def __init__(self, as_json: bool, plain: bool, delay: float, svg: Path | None) -> None:
-        self.as_json, self.plain, self.delay, self.svg = as_json, plain, delay, svg
+    as_json: bool = False
+    plain: bool = False
+    delay: float = 0.0
+    svg: Path | None = None
 
 
 def answer(
@@ -104,6 +109,7 @@ def answer(
         watchers.append(recorder := Recorder(progress))
 
     stream = model.stream(request, **sampling.arguments())
+    check_length(model, stream, sampling.max_tokens)
     try:
         with Interruptible() as stop:
             watch(stream, watchers, stop)
@@ -111,12 +117,11 @@ def answer(
         if live:
             live.close()
     completion = stream.completion
-    text = _settled(completion.text, progress) if stop.pressed else completion.text
+    text = whole_or_settled(completion, progress, sampling)
     for watcher in watchers:
         watcher.end(text)
     if view.as_json:
-        told = completion.to_json() | ({"text": text, "finish_reason": "interrupted"} if stop.pressed else {})
-        write(json.dumps(told, ensure_ascii=False) + "\n")
+        write(json.dumps(completion.to_json()) + "\n")
     elif live:
         say(summary(completion, live.slept))
     if view.svg:
@@ -124,20 +129,32 @@ def answer(
     return 130 if stop.pressed else 0
 
 
-def summary(completion: Any, slept: float = 0.0) -> str:
-    """NFE, tokens per forward and tokens/s of a finished answer; `slept` seconds were spent on being watched."""
+def summary(completion: Completion, slept: float = 0.0) -> str:
+    """NFE, tokens per forward and tokens/s of an answer; `slept` seconds went into being watched."""
     seconds = completion.seconds - completion.prefill_seconds - slept
     speed = f" · {completion.tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
     return (
-        f"{completion.tokens} tokens · NFE {completion.nfe} · {completion.tokens_per_forward:.2f} tokens/forward"
-        f"{speed} · {completion.finish_reason} · seed {completion.seed}"
+        f"{completion.tokens} tokens · NFE {completion.nfe}"
+        f" · {completion.tokens_per_forward:.2f} tokens/forward{speed}"
+        f" · {completion.finish_reason} · seed {completion.seed}"
     )
 
 
-def _settled(committed: str, progress: Progress) -> str:
-    """Committed text and the settled beginning of the canvas that was interrupted."""
-    settled = progress.settled()
-    return settled if settled.startswith(committed) else committed
+def whole_or_settled(completion: Completion, progress: Progress, sampling: o.SamplingOptions) -> str:
+    """The answer; if it was interrupted, also the settled beginning of the canvas that was never committed."""
+    if completion.finish_reason != "interrupted":
+        return completion.text
+    return progress.settled(sampling.stop)
+
+
+def check_length(model: Model, stream: Stream, max_tokens: int | None) -> None:
+    """Raises RequestError when the context has no room for as many tokens as were asked for."""
+    context, prompt = model.config.max_position_embeddings, len(stream.request.prompt)
+    if max_tokens is not None and prompt + max_tokens > context:
+        raise RequestError(
+            f"--max-tokens {max_tokens} is too many: the prompt takes {prompt} of the context's {context} tokens, "
+            f"which leaves {context - prompt}"
+        )
 
 
 def _request(prompt: str, raw: bool, system: str | None) -> str | list[dict[str, Any]]:
@@ -150,7 +167,7 @@ def _request(prompt: str, raw: bool, system: str | None) -> str | list[dict[str,
 def _prompt(given: str | None, raw: bool) -> str:
     """The prompt from the command line or stdin; raises RequestError when it's empty, absent or no UTF-8."""
     if given is None or given == "-":
-        if sys.stdin is None or (given is None and sys.stdin.isatty()):
+        if given is None and sys.stdin.isatty():
             raise RequestError('no prompt: give one (`redraft run "Hello"`) or pipe it in')
         try:
             text = sys.stdin.buffer.read().decode("utf-8")

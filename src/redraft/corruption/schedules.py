@@ -43,8 +43,8 @@ def _loglinear_slope(t: Any) -> Any:
 
 
 def _cosine(t: Any) -> Any:
-    """1 - cos(π/2 (1 - t)): exactly 1 at t = 0 up to rounding, exactly 0 at t = 1."""
-    return 1.0 - namespace(t).cos((1.0 - t) * (math.pi / 2))
+    """1 - cos(π/2 (1 - t)), written so that nothing cancels near t = 1."""
+    return 2.0 * namespace(t).sin((1.0 - t) * (math.pi / 4)) ** 2
 
 
 def _cosine_slope(t: Any) -> Any:

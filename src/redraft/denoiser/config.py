@@ -27,8 +27,9 @@ class DenoiserConfig:
     self_conditioning: canvas rows also read the last step's expectation (DiffusionGemma).
     canvas_rows_marked: canvas rows carry a learnt embedding of their role, locked slots another; False for
     checkpoints of other families, which tell noise from text by the mask token alone.
-    eos_token_ids end an answer; mask_token_id and null_token_id (an empty slot, dropped at commit) are never
-    predicted by the encode role.
+    eos_token_ids end an answer. mask_token_id: an open slot, behind which the canvas is calibrated; draft_token_id: one
+    behind which it was distilled to guess what its AR self would write, surer and less diverse; null_token_id: an empty
+    slot, dropped at commit. The encode role never predicts these three.
     """
 
     vocab_size: int
@@ -53,6 +54,7 @@ class DenoiserConfig:
     shift: bool = False
     mask_token_id: int | None = None
     null_token_id: int | None = None
+    draft_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     model_type: str = "redraft"
 
@@ -64,7 +66,7 @@ class DenoiserConfig:
             raise RequestError("config: num_attention_heads must be a multiple of num_key_value_heads")
         if self.head_dim % 2 or self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
             raise RequestError("config: head_dim and its rotary part must be even (rotary embedding)")
-        for name in ("mask_token_id", "null_token_id"):
+        for name in ("mask_token_id", "null_token_id", "draft_token_id"):
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise RequestError(f"config: {name} {token} lies outside the vocabulary of {self.vocab_size}")
@@ -80,9 +82,15 @@ class DenoiserConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
+    def noise_token_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for "not known yet": no slot may end as one."""
+        return tuple(t for t in (self.mask_token_id, self.draft_token_id) if t is not None)
+
+    @property
     def special_slot_ids(self) -> tuple[int, ...]:
         """Tokens that exist on a canvas only and that AR never predicts."""
-        return tuple(t for t in (self.mask_token_id, self.null_token_id) if t is not None)
+        null = () if self.null_token_id is None else (self.null_token_id,)
+        return (*self.noise_token_ids, *null)
 
     def to_dict(self) -> dict[str, Any]:
         out = dataclasses.asdict(self)

@@ -92,12 +92,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, T, hidden] -> (out [B, T, hidden], the present rows' (k, v), each [B, T, kv_heads, head_dim])."""
         batch, rows, _ = x.shape
-        q = self.q_proj(x).view(batch, rows, self.heads, self.head_dim)
-        k = self.k_proj(x).view(batch, rows, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).view(batch, rows, self.kv_heads, self.head_dim)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = self.project(x, cos, sin)
         if visible.dense is not None:
             keys, values = (
                 (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
@@ -106,6 +101,15 @@ class Attention(nn.Module):
         else:
             out = self._attend_split(q, k, v, visible)
         return self.o_proj(out.reshape(batch, rows, -1)), (k, v)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, T, heads, head_dim] and k, v [B, T, kv_heads, head_dim] of x [B, T, hidden], rotated."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Heads [B, T, H, D] in, [B, T, H, D] out."""

@@ -1,4 +1,5 @@
-"""What the engine asks of a network, numpy in and numpy out; backends/ has one file for each way to run it."""
+"""What the engine asks of a network, numpy in and numpy out; backends/ has one file for each way to run
+it."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ class Context(Protocol):
 class Pass:
     """One request's share of one network evaluation: first encode, then denoise over the context so extended.
 
-    encode: int64 [n] clean tokens to append to the context, or empty. encode_logits: which of their AR logits are
-    wanted. canvas: int64 [C] slots at the positions that follow, or None. locked: bool [C]. canvas_rows: the slots
-    whose logits are wanted (int64), None for all. expected: float32 [C, V], for self-conditioning.
+    encode: int64 [n] clean tokens to append to the context, or empty. encode_logits: which of their AR logits
+    are wanted. canvas: int64 [C] slots at the positions that follow, or None. locked: bool [C]. canvas_rows:
+    the slots whose logits are wanted (int64), None for all. expected: float32 [C, V], for self-conditioning.
     """
 
     context: Context
@@ -49,7 +50,8 @@ class PassResult:
 
 
 class Backend(Protocol):
-    """Runs passes. A row's result never depends on which other requests share the call (DESIGN decision 2)."""
+    """Runs passes. A row's result never depends on which other requests share the call (DESIGN decision
+    2)."""
 
     config: DenoiserConfig
     name: str

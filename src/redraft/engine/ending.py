@@ -1,4 +1,5 @@
-"""Where an answer ends: EOS, stop strings and length, token by token in output order, the same in every mode."""
+"""Where an answer ends: EOS, stop strings and length, token by token in output order, the same in every
+mode."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ class Progress:
     tail: bytes = b""
 
     def after(self, token: int, rules: EndRules) -> tuple[Progress, str | None, int]:
-        """The progress with one token more; "stop", "length" or None; and how many bytes to cut off the end of
-        the text, because a stop string began there."""
+        """The progress with one token more; "stop", "length" or None; and how many bytes to cut off the end
+        of the text, because a stop string began there."""
         if token in rules.eos:
             return self, "stop", 0
         if not rules.stop:

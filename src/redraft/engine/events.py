@@ -1,4 +1,5 @@
-"""What the engine tells while it writes. The terminal, streams, pages and tests all read these same events."""
+"""What the engine tells while it writes. The terminal, streams, pages and tests all read these same
+events."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ class Step:
     """The canvas after one denoising step.
 
     canvas: which canvas of this request, from 0. step: steps taken on it so far. position: tokens of output
-    committed before it. tokens int64 [C] (what a person should see: the settled tokens, and the model's current
-    choice for the rest), state uint8 [C] of SlotState, probability and entropy (nats) float32 [C]. nfe: the
-    request's network evaluations so far.
+    committed before it. tokens int64 [C] (what a person should see: the settled tokens, and the model's
+    current choice for the rest), state uint8 [C] of SlotState, probability and entropy (nats) float32 [C].
+    nfe: the request's network evaluations so far.
     """
 
     canvas: int
@@ -33,7 +34,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Commit:
-    """Tokens that joined the output: nulls dropped, cut at EOS. finish_reason: "stop", "length" or None (goes on)."""
+    """Tokens that joined the output: nulls dropped, cut at EOS. finish_reason: "stop", "length" or None (goes
+    on)."""
 
     canvas: int
     tokens: tuple[int, ...]

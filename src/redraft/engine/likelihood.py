@@ -1,4 +1,5 @@
-"""How likely a model finds a given text: exactly in the encode role, by the diffusion bound in the denoise role."""
+"""How likely a model finds a given text: exactly in the encode role, by the diffusion bound in the denoise
+role."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ STRATA, REPLICATES = 4, 4
 
 @dataclass(frozen=True)
 class Bound:
-    """Nats. ar_nll: -log p of all tokens but the first given those before, None where the encode role isn't causal.
-    nelbo: an unbiased estimate of an upper bound of the same by the absorbing process, nelbo_se its standard error;
-    None without a mask token. tokens: how many are scored."""
+    """Nats. ar_nll: -log p of all tokens but the first given those before, None where the encode role isn't
+    causal. nelbo: an unbiased estimate of an upper bound of the same by the absorbing process, nelbo_se its
+    standard error; None without a mask token. tokens: how many are scored."""
 
     ar_nll: float | None
     nelbo: float | None
@@ -49,10 +50,11 @@ def likelihood(
 ) -> Bound:
     """Scores tokens 1 … n - 1 of int64 [n]; the first is given, since nothing predicts it in the encode role.
 
-    The bound is the sum over canvases of E over k uniform in 1 … L of (L / k) * sum of -log p(x_i | rest, context) over
-    k slots masked at random, which equals the integral over t of the absorbing process's NELBO (Ou et al. 2024;
-    LLaDA, eq. 6). Of the k, `strata` are spread evenly from a random start; `replicates` such sets give the standard
-    error. A canvas of one slot makes it the exact chain-rule NLL of the denoise role.
+    The bound is the sum over canvases of E over k uniform in 1 … L of (L / k) * sum of -log p(x_i | rest,
+    context) over k slots masked at random, which equals the integral over t of the absorbing process's NELBO
+    (Ou et al. 2024; LLaDA, eq. 6). Of the k, `strata` are spread evenly from a random start; `replicates`
+    such sets give the standard error. A canvas of one slot makes it the exact chain-rule NLL of the denoise
+    role.
 
     Raises RequestError for a text of fewer than two tokens or longer than the context.
     """
@@ -81,7 +83,8 @@ def likelihood(
 
 
 def blocks(config: DenoiserConfig, length: int, canvas_length: int) -> Iterator[Block]:
-    """The canvases over tokens 1 … length - 1, last to first, so that one context serves by being truncated."""
+    """The canvases over tokens 1 … length - 1, last to first, so that one context serves by being
+    truncated."""
     if config.layout == "full":
         yield Block(0, length, 1)
         return
@@ -139,8 +142,8 @@ def _term(
         [Pass(context, tokens[start - again : start], canvas=canvas, locked=locked, canvas_rows=rows)]
     )[0]
     assert result.canvas is not None
-    never = () if config.mask_token_id is None else (config.mask_token_id,)
-    return block.slots / masked * float(_nll(result.canvas, tokens[block.start + rows], never).sum())
+    losses = _nll(result.canvas, tokens[block.start + rows], config.noise_token_ids)
+    return block.slots / masked * float(losses.sum())
 
 
 def _nll(logits: np.ndarray, targets: np.ndarray, never: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Contexts of finished answers, kept so that a prompt which goes on from one of them need not be read again."""
+"""Contexts of finished answers, kept so that a prompt which goes on from one of them need not be read
+again."""
 
 from __future__ import annotations
 
@@ -40,9 +41,9 @@ class PrefixStore:
         del self._kept[: max(0, len(self._kept) - self.most)]
 
     def take(self, prompt: Sequence[int], most: int, block: int) -> tuple[Kept, int] | None:
-        """The context that shares the longest beginning with `prompt`, and how much of it to keep: at most `most`
-        tokens and a multiple of `block`. None when no context would keep at least half of what it holds: it belongs
-        to another conversation, which may go on."""
+        """The context that shares the longest beginning with `prompt`, and how much of it to keep: at most
+        `most` tokens and a multiple of `block`. None when no context would keep at least half of what it
+        holds: it belongs to another conversation, which may go on."""
         best, length = None, 0
         for kept in self._kept:
             shared = min(_shared(kept.tokens, prompt), most) // block * block

@@ -18,16 +18,21 @@ DRAFT_LAYOUTS = ("strided", "separate")
 class Request:
     """One answer to `prompt` (token ids). Raises RequestError when something in it makes no sense by itself.
 
-    decode: a name in writers.WRITERS. sampler: how a canvas is denoised; its warp settings hold in every mode.
-    max_tokens: longest answer in tokens, None for as far as the context goes. stop: texts that end the answer and are
-    cut from it. eos_ids: None for the model's own; ignore_eos: they are tokens like any other. seed, sample: name the
-    noise, so that answers number 0, 1, … to one prompt differ.
+    decode: a name in writers.WRITERS. sampler: how a canvas is denoised; its warp settings hold in every
+    mode. max_tokens: longest answer in tokens, None for as far as the context goes. stop: texts that end the
+    answer and are cut from it. eos_ids: None for the model's own; ignore_eos: they are tokens like any other.
+    seed, sample: name the noise, so that answers number 0, 1, … to one prompt differ.
 
-    locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of noise.
-    max_canvases: the answer also ends (reason "length") after so many canvases.
+    locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of
+    noise. max_canvases: the answer also ends (reason "length") after so many canvases.
 
-    verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a proposal
-    and draft the next (which counts only if all of the first is right); "separate" spends two smaller ones.
+    sharp: open slots hold the model's draft token, behind which it was distilled to guess what its AR self
+    would write, in place of the mask, behind which it is calibrated. None: where it has one and the answer is
+    to be the likeliest (temperature 0 and nothing locked, or decode "verified").
+
+    verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a
+    proposal and draft the next (which counts only if all of the first is right); "separate" spends two
+    smaller ones.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +47,7 @@ class Request:
     locked: Mapping[int, int] = field(default_factory=dict)
     initial: tuple[int, ...] | None = None
     max_canvases: int | None = None
+    sharp: bool | None = None
     draft_steps: int = 1
     draft_layout: str = "strided"
 
@@ -74,12 +80,22 @@ class Request:
     def vocabulary(self, config: DenoiserConfig) -> SlotVocabulary:
         """The tokens a canvas may hold. Raises RequestError for an eos id outside the vocabulary."""
         eos = config.eos_token_ids if self.eos_ids is None else self.eos_ids
+        mask = self._mask(config)
         return SlotVocabulary(
             vocab_size=config.vocab_size,
-            mask_id=config.mask_token_id,
+            mask_id=mask,
             null_id=config.null_token_id,
             eos_ids=() if self.ignore_eos else tuple(eos),
+            banned=tuple(t for t in config.noise_token_ids if t != mask),
         )
+
+    def _mask(self, config: DenoiserConfig) -> int | None:
+        """What an open slot holds."""
+        likeliest = self.sampler.temperature == 0 and not self.locked and self.initial is None
+        sharp = (self.decode == "verified" or likeliest) if self.sharp is None else self.sharp
+        if sharp and config.draft_token_id is not None:
+            return config.draft_token_id
+        return config.mask_token_id
 
     def check(self, config: DenoiserConfig) -> None:
         """Raises RequestError when this model can't serve the request."""
@@ -102,6 +118,8 @@ class Request:
             raise RequestError(
                 f"the prompt has {len(self.prompt)} tokens and the context {limit}: shorten it to {limit - 1} or less"
             )
+        if self.max_tokens is not None and self.max_tokens > limit:
+            raise RequestError(f"max_tokens is {self.max_tokens}; the context holds {limit}")
         slots = canvas_slots(config, self.sampler.canvas_length, len(self.prompt))
         if len(self.initial or ()) > slots:
             raise RequestError(

@@ -16,26 +16,29 @@ from redraft.engine.prefix import Kept, PrefixStore
 from redraft.engine.request import Request
 from redraft.engine.writers import WRITERS, Writer
 from redraft.engine.writers.base import Event, prefill_length
-from redraft.errors import RequestError
+from redraft.errors import RedraftError, RequestError
 
 ROW_BLOCK = 128  # rows of a context are counted in blocks, as backends allocate them
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A submitted request. Times are of time.perf_counter, None until they have come."""
+    """A submitted request. Times are of time.perf_counter, None until they have come; error: why it failed;
+    inbox: for whoever shares out the events of `Engine.step`."""
 
     number: int
     request: Request
     submitted: float
     writer: Writer | None = None
     cancelled: bool = False
+    error: RedraftError | None = None
     reused: int = 0
     started: float | None = None
     prompt_read: float | None = None
     first_draft: float | None = None
     last_commit: float | None = None
     finished: float | None = None
+    inbox: deque[Event] = field(default_factory=deque, repr=False)
     rows: int = field(default=0, repr=False)
 
     @property
@@ -54,9 +57,10 @@ class Ticket:
 class Engine:
     """Runs requests on a backend. `step` belongs to one thread; `submit` and `cancel` may be called from any.
 
-    max_batch: answers written at once. memory: bytes of keys and values at most, None for no bound; a request waits
-    until its longest course fits. prefix_contexts: contexts of finished answers that are kept for prompts that go on
-    from them; they count into the memory and make way when it's needed. token_bytes: the text of a token.
+    max_batch: answers written at once. memory: bytes of keys and values at most, None for no bound; a request
+    waits until its longest course fits. prefix_contexts: contexts of finished answers that are kept for
+    prompts that go on from them; they count into the memory and make way when it's needed. token_bytes: the
+    text of a token.
     """
 
     def __init__(
@@ -119,7 +123,8 @@ class Engine:
         return sum(ticket.rows for ticket in self._active) + self._prefixes.rows
 
     def step(self) -> list[tuple[Ticket, Event]]:
-        """One network evaluation for all active answers, and what it brought. Empty when there's nothing to do."""
+        """One network evaluation for all active answers, and what it brought. Empty when there's nothing to
+        do."""
         self._release()
         self._admit()
         writers = [ticket.writer for ticket in self._active if ticket.writer is not None]
@@ -135,7 +140,12 @@ class Engine:
         for ticket, writer, result in zip(list(self._active), writers, results, strict=True):
             if ticket.cancelled:
                 continue
-            for event in writer.absorb(result):
+            try:
+                brought = writer.absorb(result)
+            except RedraftError as error:  # of this answer alone, such as logits that are no numbers
+                ticket.error, ticket.finished = error, now
+                continue
+            for event in brought:
                 events.append((ticket, event))
                 ticket.saw(event)
             if ticket.prompt_read is None and not writer.prefilling:

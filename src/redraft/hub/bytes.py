@@ -64,6 +64,11 @@ class Utf8Stream:
     def feed(self, data: bytes) -> str:
         return self._decoder.decode(data)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for its other bytes."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """U+FFFD if a character is unfinished; ready for new text after."""
         rest = self._decoder.decode(b"", final=True)

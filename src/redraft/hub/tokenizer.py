@@ -173,6 +173,11 @@ class TextStream:
     def put(self, ids: Iterable[int]) -> str:
         return "".join(self._stream.feed(self._tokenizer.token_bytes(int(i))) for i in ids)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for its other bytes."""
+        return self._stream.pending
+
     def end(self) -> str:
         """What is left: U+FFFD for a character that never got its last bytes."""
         return self._stream.finish()

@@ -6,7 +6,8 @@ whenever the run was resumed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from redraft.denoiser.layouts import Rows as LayoutRows
 from redraft.denoiser.layouts import allowed, canvas_start, clean_start
 from redraft.training.canvases import Canvases, lay
 from redraft.training.packing import Row, Rows
-from redraft.training.recipe import Canvas
+from redraft.training.recipe import Canvas, Mixture
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Batch:
 
 
 def times(rows: int, first_row: int, total_rows: int, canvases: int, rng: np.random.Generator) -> np.ndarray:
-    """t in (0, 1) for rows * canvases canvases: one low-discrepancy set over the whole global batch.
+    """t in (0, 1), float64 [rows, canvases]: the part of these rows in one low-discrepancy set over the global batch.
 
-    The copies take t and 1 - t (antithetic). rng must be the step's own, the same for every process. [rows, canvases]
+    The copies take t and 1 - t (antithetic). rng must be the step's own, the same for every process.
     """
     count = total_rows * canvases
     grid = (rng.random() + rng.permutation(count)) / count % 1.0
@@ -62,32 +63,37 @@ def corrupt_canvases(
     """Noisy copies [copies * N, C] and their times [copies * N].
 
     The second copy is the first one's complement, at 1 - t: under a linear absorbing process it shows exactly what
-    the first one hides. Locked slots stay. Every canvas in use has a corrupted slot at least.
+    the first one hides. Of a draft canvas the first copy is at t = 1. Locked slots stay. Every canvas in use has a
+    corrupted slot at least.
     """
     first, second = process.coupled_corrupt(canvases.target, t[:, None], rng)
     first = np.where(canvases.draft[:, None], process.prior(first.shape, rng), first)
     drafted = np.where(canvases.draft, 1.0, t)
-    noisy = [_hide_one(np.where(canvases.locked, canvases.target, z), canvases, process, rng) for z in (first, second)]
+    noisy = [
+        _corrupt_one(np.where(canvases.locked, canvases.target, z), canvases, process, rng)
+        for z in (first, second)
+    ]
     return np.concatenate(noisy[:copies]), np.concatenate((drafted, 1 - t)[:copies])
 
 
-def _hide_one(z: np.ndarray, canvases: Canvases, process: Process, rng: np.random.Generator) -> np.ndarray:
+def _corrupt_one(z: np.ndarray, canvases: Canvases, process: Process, rng: np.random.Generator) -> np.ndarray:
     """Corrupts one free slot of each canvas that came out untouched, so that no canvas is wasted."""
-    free = ~canvases.locked
-    idle = ((z == canvases.target) & free).sum(1) == free.sum(1)
-    idle &= free.any(1)
-    if not idle.any():
+    rows = np.flatnonzero((z == canvases.target).all(1) & ~canvases.locked.all(1))
+    if not len(rows):
         return z
-    pick = np.argmax(np.where(free, rng.random(z.shape), -1.0), 1)
-    rows = np.flatnonzero(idle)
+    slots = np.argmax(np.where(canvases.locked[rows], -1.0, rng.random((len(rows), z.shape[1]))), 1)
+    fresh = process.prior((len(rows),), rng)
+    # A random token may be the right one: then the next one in the vocabulary.
+    others = process.noise_tokens
+    beside = others[(np.searchsorted(others, fresh) + 1) % len(others)]
     z = z.copy()
-    z[rows, pick[rows]] = process.prior((len(rows),), rng)
+    z[rows, slots] = np.where(fresh == canvases.target[rows, slots], beside, fresh)
     return z
 
 
 def build(
     data: Rows,
-    ar: list[bool],
+    mixture: Sequence[Mixture],
     config: DenoiserConfig,
     process: Process,
     settings: Canvas,
@@ -98,7 +104,8 @@ def build(
     seed: int,
     length: int | None = None,
 ) -> Batch:
-    """Rows `rows` (of the step's batch_rows) of step `step`. ar: per corpus of `data`, whether the AR loss is taken.
+    """Rows `rows` (of the step's batch_rows) of step `step`. mixture: the corpora of `data`. The AR loss is never taken
+    where clean rows see what follows them (block_causal and full layouts).
     length: canvas length; drawn from the settings by default, the same for the whole step."""
     shared = np.random.default_rng((seed, step, 0))
     weights = np.asarray(settings.length_weights, float)
@@ -110,13 +117,13 @@ def build(
     for i, r in enumerate(rows):
         row = data[step * batch_rows + r]
         rng = np.random.default_rng((seed, step, 1 + r))
-        built.append(_build_row(row, ar[row.corpus], t[i], length, config, process, settings, rng))
+        built.append(_build_row(row, mixture[row.corpus], t[i], length, config, process, settings, rng))
     return Batch(*(np.stack(parts) for parts in zip(*built, strict=True)))
 
 
 def _build_row(
     row: Row,
-    ar: bool,
+    source: Mixture,
     t: np.ndarray,
     length: int,
     config: DenoiserConfig,
@@ -125,18 +132,18 @@ def _build_row(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, ...]:
     assert config.null_token_id is not None
-    grid = config.layout == "block_causal"
-    canvases = lay(row, len(t), length, settings, config.null_token_id, rng, grid)
-    noisy, used_t = corrupt_canvases(canvases, t, settings.copies, process, rng)
-    tiled = replace(
-        canvases,
-        **{
-            name: np.concatenate([getattr(canvases, name)] * settings.copies)
-            for name in ("target", "locked", "document", "anchor", "draft")
-        },
+    assert config.mask_token_id is not None
+    causal = config.layout == "causal_context"
+    canvases = lay(
+        row, len(t), length, settings, config.null_token_id, config.eos_token_ids, rng, grid=not causal
     )
+    noisy, used_t = corrupt_canvases(canvases, t, settings.copies, process, rng)
+    if source.draft:
+        assert config.draft_token_id is not None
+        noisy = np.where(noisy == config.mask_token_id, config.draft_token_id, noisy)
+    tiled = canvases.repeated(settings.copies)
     next_token = np.full(len(row.tokens), -1, np.int64)
-    if ar:
+    if source.ar and causal:
         same = (row.document[1:] == row.document[:-1]) & (row.document[1:] >= 0)
         next_token[:-1] = np.where(same, row.tokens[1:], -1)
     slots = tiled.anchor[:, None] + np.arange(length)

@@ -18,7 +18,7 @@ from redraft.training.recipe import Canvas
 class Canvases:
     """N canvases of C slots over one row. target int64 [N, C] (a token or the null), locked bool [N, C];
     document, anchor int64 [N] (the clean position where it starts); draft bool [N]: corrupted wholly.
-    An unused canvas has document -1."""
+    An unused canvas has document -1; one in use has a slot that isn't locked."""
 
     target: np.ndarray
     locked: np.ndarray
@@ -26,41 +26,71 @@ class Canvases:
     anchor: np.ndarray
     draft: np.ndarray
 
+    def repeated(self, copies: int) -> Canvases:
+        """The same canvases `copies` times, one copy of all after the other: [copies * N, ...]."""
+        return Canvases(*(np.concatenate([a] * copies) for a in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a canvas is laid over: row tokens from at to end, those before first given (locked)."""
+
+    at: int
+    first: int
+    end: int
+
 
 def lay(
-    row: Row, count: int, length: int, settings: Canvas, null_id: int, rng: np.random.Generator, grid: bool = False
+    row: Row,
+    count: int,
+    length: int,
+    settings: Canvas,
+    null_id: int,
+    eos_ids: tuple[int, ...],
+    rng: np.random.Generator,
+    grid: bool = False,
 ) -> Canvases:
     """Tiles each document with canvases from a random offset; `count` of them, drawn evenly when there are more.
 
-    grid: anchors on multiples of `length` (block_causal training), plain canvases only.
+    eos_ids: a document that ends with none of them was cut, and no canvas runs over its end: a null there would teach
+    that text may stop anywhere. grid: anchors on multiples of `length` and plain canvases only, for layouts whose
+    blocks sit on them; given tokens that share a block with the first supervised ones are locked.
     """
-    starts: list[tuple[int, int, int]] = []  # (first token in the row, end of its document, tokens to cover)
-    for document in range(int(row.document.max()) + 1):
-        inside = np.flatnonzero((row.document == document) & row.supervise)
-        if not len(inside):
-            continue
-        first, end = int(inside[0]), int(inside[-1]) + 1
-        if grid:
-            base = first - int(row.position[first]) % length
-            starts += [(at, end, length) for at in range(base, end, length)]
-        else:
-            at = first
-            # A random shorter first canvas makes every offset equally likely as a start.
-            step = int(rng.integers(1, length + 1))
-            while at < end:
-                starts.append((at, end, length))
-                at, step = at + step, length
-    if len(starts) > count:
-        starts = [starts[i] for i in np.sort(rng.choice(len(starts), count, replace=False))]
+    spans = [
+        span
+        for document in range(int(row.document.max()) + 1)
+        for span in _spans(row, document, length, eos_ids, rng, grid)
+    ]
+    if len(spans) > count:
+        spans = [spans[i] for i in np.sort(rng.choice(len(spans), count, replace=False))]
     target = np.full((count, length), null_id, np.int64)
     locked = np.zeros((count, length), bool)
     owner = np.full(count, -1, np.int64)
     anchor = np.zeros(count, np.int64)
-    for i, (at, end, _) in enumerate(starts):
-        target[i], locked[i] = _fill(row.tokens[at:end], length, settings, null_id, rng, plain=grid)
-        owner[i], anchor[i] = row.document[at], row.position[at]
+    for i, span in enumerate(spans):
+        target[i], locked[i] = _fill(
+            row.tokens[span.at : span.end], length, settings, null_id, rng, plain=grid
+        )
+        locked[i, : span.first - span.at] = True
+        owner[i], anchor[i] = row.document[span.at], row.position[span.at]
     draft = rng.random(count) < settings.draft_share
     return Canvases(target, locked, owner, anchor, draft)
+
+
+def _spans(
+    row: Row, document: int, length: int, eos_ids: tuple[int, ...], rng: np.random.Generator, grid: bool
+) -> list[Span]:
+    inside = np.flatnonzero((row.document == document) & row.supervise)
+    if not len(inside):
+        return []
+    first, end = int(inside[0]), int(inside[-1]) + 1
+    if grid:
+        starts = list(range(first - int(row.position[first]) % length, end, length))
+    else:
+        # A random shorter first canvas makes every offset equally likely as a start.
+        starts = [first, *range(first + int(rng.integers(1, length + 1)), end, length)]
+    whole = int(row.tokens[end - 1]) in eos_ids
+    return [Span(at, max(at, first), end) for at in starts if whole or at + length <= end]
 
 
 def _fill(
@@ -79,7 +109,8 @@ def _fill(
     slots = slots[: len(text)]
     target[slots] = text[: len(slots)]
     if not plain and rng.random() < settings.pin_share and len(slots):
-        locked[rng.choice(slots, min(len(slots), int(rng.integers(1, 4))), replace=False)] = True
+        pins = min(len(slots), length - 1, int(rng.integers(1, 4)))
+        locked[rng.choice(slots, pins, replace=False)] = True
     return target, locked
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
+from redraft.hub.runs import complete
 from redraft.training.optim import Ema
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -46,10 +47,11 @@ def names(model: Denoiser, optimizer: torch.optim.Optimizer) -> list[tuple[str, 
 
 
 def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any], keep: int) -> Path:
-    """Writes step-NNNNNN and removes all but the newest `keep`; raises RedraftError (disk full) leaving the old ones."""
+    """Writes step-NNNNNN and removes all but the newest `keep`. Raises RedraftError (disk full), the old ones kept."""
     final = folder / f"step-{state.step:06d}"
     part = folder / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for stale in folder.glob(".step-*.part"):  # a run was killed while it wrote
+        shutil.rmtree(stale, ignore_errors=True)
     try:
         (part / "training_state").mkdir(parents=True)
         averaged = {k: v for k, v in state.ema.shadow.items() if not _tied(state.model, k)}
@@ -59,7 +61,9 @@ def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any],
         for name in TOKENIZER_FILES:
             if (data / name).exists():
                 shutil.copyfile(data / name, part / name)
-        checkpoint.save_weights(part / "training_state" / "weights.safetensors", checkpoint.state_dict(state.model))
+        checkpoint.save_weights(
+            part / "training_state" / "weights.safetensors", checkpoint.state_dict(state.model)
+        )
         tensors = {
             f"{i}/{name}/{key}": value
             for i, optimizer in enumerate(state.optimizers)
@@ -67,8 +71,15 @@ def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any],
             for key, value in optimizer.state[p].items()
         }
         checkpoint.save_weights(part / "training_state" / "optimizer.safetensors", tensors)
-        about = {"step": state.step, "seconds": state.seconds, "ema_updates": state.ema.updates, "recipe": recipe}
-        checkpoint.write_atomically(part / "training_state" / "state.json", json.dumps(about, indent=2).encode())
+        about = {
+            "step": state.step,
+            "seconds": state.seconds,
+            "ema_updates": state.ema.updates,
+            "recipe": recipe,
+        }
+        checkpoint.write_atomically(
+            part / "training_state" / "state.json", json.dumps(about, indent=2).encode()
+        )
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
     except OSError as error:
@@ -86,20 +97,19 @@ def _tied(model: Denoiser, name: str) -> bool:
     return model.config.tie_word_embeddings and name == "lm_head.weight"
 
 
-def complete(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "training_state" / "state.json").exists())
-
-
 def restore(state: TrainingState, folder: Path) -> None:
     """Continues `state` from a checkpoint folder; raises RequestError when it does not belong to this model."""
     inner = folder / "training_state"
     try:
         about = json.loads((inner / "state.json").read_text())
+        step, seconds, updates = int(about["step"]), float(about["seconds"]), int(about["ema_updates"])
         weights, averaged = load_file(inner / "weights.safetensors"), load_file(folder / checkpoint.WEIGHTS)
         saved = load_file(inner / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RequestError(f"{folder} can't be resumed from ({error}); remove it to resume from an older one") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RequestError(
+            f"{folder} can't be resumed from ({error}); remove it to resume from an older one"
+        ) from None
+    averaged = checkpoint.fitting(state.model, averaged, str(folder))
     with torch.no_grad():
         checkpoint.load_into(state.model, weights, str(inner))
     device = next(state.model.parameters()).device
@@ -110,6 +120,6 @@ def restore(state: TrainingState, folder: Path) -> None:
         for name, p in names(state.model, optimizer):
             prefix = f"{i}/{name}/"
             held = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            # AdamW keeps its step counter on the CPU unless fused on a GPU; both read it from where p lives.
+            # Fused AdamW wants its step counter where the parameter lives.
             optimizer.state[p] = {k: v.to(device) for k, v in held.items()}
-    state.step, state.seconds, state.ema.updates = about["step"], about["seconds"], about["ema_updates"]
+    state.step, state.seconds, state.ema.updates = step, seconds, updates

@@ -10,9 +10,12 @@ A prepared folder holds tokenizer.json, tokenizer_config.json and one corpus per
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import random
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ from redraft.training.recipe import Prepare, Source
 from redraft.training.tokenizer import EOS, save_tokenizer, train_tokenizer
 
 ROLES = {"User": "user", "Assistant": "assistant", "System": "system"}
+TURN = re.compile(rf"({'|'.join(ROLES)}):(?:\s+(.*))?")
 
 
 @dataclass(frozen=True)
@@ -70,29 +74,57 @@ def read_records(source: Source) -> Iterator[dict[str, Any]]:
                 except ValueError:
                     raise RequestError(f"{path}, line {number}: not JSON") from None
                 if not isinstance(record, dict) or source.field not in record:
-                    raise RequestError(f"{path}, line {number}: no field {source.field!r}; set the source's field")
+                    raise RequestError(
+                        f"{path}, line {number}: no field {source.field!r}; set the source's field"
+                    )
                 if all(str(record.get(k)) == v for k, v in source.where.items()):
                     yield record
                     kept += 1
                     if kept == source.limit:
                         return
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def to_document(record: dict[str, Any], source: Source) -> Document:
+    """A record's turns or text, by the source's format. Raises RequestError for what isn't of that format."""
     value = record[source.field]
     if source.format == "messages":
-        if not isinstance(value, list):
-            raise RequestError(f"{source.path}: field {source.field!r} must be a list of messages")
-        return Document(tuple((str(m["role"]), str(m["content"])) for m in value))
-    if source.format == "text":
-        return Document(((None, str(value)),))
+        return _messages(value, source)
+    if not isinstance(value, str):
+        raise RequestError(f"{source.path}: field {source.field!r} must be text, not {type(value).__name__}")
+    _check_unicode(value, source)
+    return Document(((None, value),)) if source.format == "text" else _dialogue(value, source)
+
+
+def _check_unicode(text: str, source: Source) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"{source.path}: a text holds half a surrogate pair, which is no character"
+        ) from None
+
+
+def _messages(value: Any, source: Source) -> Document:
+    known = ROLES.values()
     parts: list[tuple[str | None, str]] = []
-    for line in str(value).split("\n"):
-        speaker, colon, said = line.partition(": ")
-        if colon and speaker in ROLES:
-            parts.append((ROLES[speaker], said.strip()))
+    for message in value if isinstance(value, list) else [value]:
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or role not in known:
+            wanted = f"a list of messages {{role, content}}, each role one of {', '.join(known)}"
+            raise RequestError(f"{source.path}: field {source.field!r} must be {wanted}")
+        _check_unicode(message["content"], source)
+        parts.append((role, message["content"]))
+    return Document(tuple(parts))
+
+
+def _dialogue(value: str, source: Source) -> Document:
+    parts: list[tuple[str | None, str]] = []
+    for line in value.split("\n"):
+        turn = TURN.fullmatch(line)
+        if turn:
+            parts.append((ROLES[turn[1]], (turn[2] or "").strip()))
         elif parts:
             parts[-1] = (parts[-1][0], parts[-1][1] + "\n" + line)
         else:
@@ -105,7 +137,9 @@ def read_documents(sources: Sequence[Source]) -> list[Document]:
     documents = [to_document(r, s) for s in sources for r in read_records(s)]
     documents = [d for d in documents if not d.empty]
     if not documents:
-        raise RequestError(f"no text in {', '.join(s.path for s in sources) or 'the sources'}: nothing to prepare")
+        raise RequestError(
+            f"no text in {', '.join(s.path for s in sources) or 'the sources'}: nothing to prepare"
+        )
     return documents
 
 
@@ -114,13 +148,16 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> list[int]:
     ids: list[int] = []
     for role, text in document.parts:
         if role is not None:
-            token = tokenizer.token_to_id(f"<|{role}|>")
-            if token is None:
-                raise RequestError(f"the role {role!r} has no token; roles are system, user and assistant")
-            ids.append(token)
+            ids.append(_special(tokenizer, f"<|{role}|>"))
         ids.extend(_encode_plain(tokenizer, text))
-    ids.append(tokenizer.token_to_id(EOS))
-    return ids
+    return [*ids, _special(tokenizer, EOS)]
+
+
+def _special(tokenizer: Tokenizer, name: str) -> int:
+    token: int | None = tokenizer.token_to_id(name)
+    if token is None:
+        raise RequestError(f"the tokenizer has no {name}; make it with redraft prepare")
+    return token
 
 
 def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -141,18 +178,30 @@ def write_corpus(
     lengths = np.array([len(d) for d in documents], np.int64)
     ends = np.cumsum(lengths)
     index = np.stack((ends - lengths, ends, ends - lengths + np.asarray(starts, np.int64)), 1)
-    tokens = np.concatenate([np.asarray(d, dtype) for d in documents]) if len(documents) else np.zeros(0, dtype)
-    about = {"documents": len(documents), "tokens": int(lengths.sum()), "bytes": byte_count, "dtype": dtype.name}
-    folder.mkdir(parents=True, exist_ok=True)
+    tokens = (
+        np.concatenate([np.asarray(d, dtype) for d in documents]) if len(documents) else np.zeros(0, dtype)
+    )
+    about = {
+        "documents": len(documents),
+        "tokens": int(lengths.sum()),
+        "bytes": byte_count,
+        "dtype": dtype.name,
+    }
+    make_folder(folder)
     write_atomically(folder / f"{split}.bin", tokens.tobytes())
     write_atomically(folder / f"{split}.npy", _npy(index))
     write_atomically(folder / f"{split}.json", (json.dumps(about, indent=2) + "\n").encode())
     return about
 
 
-def _npy(array: np.ndarray) -> bytes:
-    import io
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder} can't be made: {error.strerror}") from None
 
+
+def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
@@ -163,16 +212,15 @@ def prepare(recipe: Prepare, out: str | Path) -> dict[str, dict[str, Any]]:
     folder = Path(out)
     documents = read_documents(recipe.sources)
     if recipe.holdout >= len(documents):
-        raise RequestError(f"a holdout of {recipe.holdout} leaves nothing of {len(documents)} documents to train on")
+        raise RequestError(
+            f"prepare.holdout {recipe.holdout} leaves nothing of {len(documents)} documents to train on: lower it"
+        )
     held = set(random.Random(recipe.seed).sample(range(len(documents)), recipe.holdout))
     train = [d for i, d in enumerate(documents) if i not in held]
     tests = read_documents(recipe.tests) if recipe.tests else []
     sample = train[: recipe.tokenizer_sample]
     tokenizer = train_tokenizer((text for d in sample for _, text in d.parts), recipe.vocab_size)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"{folder} can't be made: {error.strerror}") from None
+    make_folder(folder)
     save_tokenizer(tokenizer, folder)
     report = {}
     for split, part in (("train", train), ("valid", [documents[i] for i in sorted(held)]), ("test", tests)):
@@ -194,13 +242,16 @@ class Corpus:
             self.index = np.load(folder / f"{split}.npy")
             dtype = np.dtype(self.about["dtype"])
             size = (folder / f"{split}.bin").stat().st_size
-            if size != self.about["tokens"] * dtype.itemsize:
+            last = int(self.index[-1, 1]) if len(self.index) else 0
+            if size != self.about["tokens"] * dtype.itemsize or last != self.about["tokens"]:
                 raise RequestError(f"{folder / split}.bin is truncated; run redraft prepare again")
             self.tokens = np.memmap(folder / f"{split}.bin", dtype, "r") if size else np.zeros(0, dtype)
         except FileNotFoundError:
             raise RequestError(f"{folder} holds no {split} data; run redraft prepare first") from None
-        except (OSError, ValueError, KeyError) as error:
-            raise RequestError(f"{folder}: {split} data can't be read ({error}); run redraft prepare again") from None
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise RequestError(
+                f"{folder}: {split} data can't be read ({error}); run redraft prepare again"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.index)

@@ -31,6 +31,14 @@ class World:
         dist.all_reduce(tensor)
         return [float(v) for v in tensor.cpu()]
 
+    def mean(self, value: float) -> float:
+        """One number that all processes agree on, of what each has measured."""
+        return self.sum([value])[0] / self.size
+
+    def any(self, value: bool) -> bool:
+        """Whether it's true in some process."""
+        return self.sum([float(value)])[0] > 0
+
     def share(self, rows: int) -> range:
         """This process's rows of a global batch."""
         return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)

@@ -21,5 +21,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    set_ = [mallopt(M_MMAP_THRESHOLD, LARGEST), mallopt(M_TRIM_THRESHOLD, LARGEST), mallopt(M_TOP_PAD, 1 << 28)]
+    set_ = [
+        mallopt(M_MMAP_THRESHOLD, LARGEST),
+        mallopt(M_TRIM_THRESHOLD, LARGEST),
+        mallopt(M_TOP_PAD, 1 << 28),
+    ]
     return all(set_)

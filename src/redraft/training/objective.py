@@ -13,11 +13,13 @@ from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.batch import Batch
 from redraft.training.recipe import Objective
 
+SHORTEST = 1e-3  # times nearer to 0 and 1 are taken as this near
+
 
 @dataclass(frozen=True)
 class Losses:
     """total: what is minimised. Sums, so that processes and micro-batches add up: canvas and canvas_weight over
-    slots, ar and ar_count over tokens. right: masked slots whose argmax is the target, of masked."""
+    slots, ar and ar_count over tokens. right: corrupted slots whose argmax is the target, of corrupted."""
 
     total: Tensor
     canvas: Tensor
@@ -25,20 +27,24 @@ class Losses:
     ar: Tensor
     ar_count: Tensor
     right: Tensor
-    masked: Tensor
+    corrupted: Tensor
 
 
 def slot_weights(batch: Batch, process: Process, settings: Objective) -> Tensor:
     """Weight of each slot's cross-entropy, float32 [B, M, C]; 0 for locked slots and unused canvases.
 
-    flat: 1 on corrupted slots, right_weight on visible right ones. elbo: the NELBO's weight, cut at max_weight.
+    flat: 1 on corrupted slots. elbo: the NELBO's weight of cross-entropy, cut at max_weight: -alpha'/(1 - alpha) on a
+    mask of the absorbing process (MDLM), alpha times the rate w_t of `Process.weight` in general. Visible right slots
+    weigh right_weight either way.
     """
     corrupted = batch.noisy != batch.target
     if settings.weighting == "flat":
         weight = torch.from_numpy(corrupted).float()
     else:
-        exact = process.weight(batch.noisy, batch.target, batch.time[..., None])
-        alpha = process.kernel.shares(batch.time[..., None]).alpha
+        # At t = 0 and 1 (drafts) rates grow without bound; their product with alpha has a limit.
+        time = batch.time[..., None].clip(SHORTEST, 1 - SHORTEST)
+        exact = process.weight(batch.noisy, batch.target, time)
+        alpha = process.kernel.shares(time).alpha
         weight = torch.from_numpy((alpha * exact).clip(0, settings.max_weight)).float()
     weight = torch.where(torch.from_numpy(corrupted), weight, weight.new_tensor(settings.right_weight))
     free = torch.from_numpy(~batch.locked & (batch.canvas_document >= 0)[..., None])
@@ -64,19 +70,18 @@ class JointObjective(nn.Module):
         canvas_logits = model.logits(hidden[:, length:].unflatten(1, batch.noisy.shape[1:])[picked])
         canvas_each = F.cross_entropy(canvas_logits.float(), target[picked], reduction="none")
         canvas_sum, weight_sum = (canvas_each * weight[picked]).sum(), weight.sum()
-        hidden_slots = noisy[picked] == (self.model.config.mask_token_id if model.config.mask_token_id is not None else -1)
-        right = (canvas_logits.argmax(-1) == target[picked]) & hidden_slots
+        corrupted = noisy[picked] != target[picked]
+        right = (canvas_logits.argmax(-1) == target[picked]) & corrupted
         following = torch.from_numpy(batch.next_token).to(device)
         has_next = following >= 0
-        ar_sum = self._ar_sum(hidden[:, :length][has_next], following[has_next])
+        ar_sum = self.ar_sum(hidden[:, :length][has_next], following[has_next])
         ar_count = has_next.sum().float()
         canvas_by, ar_by = scale or (float(weight_sum), float(ar_count))
-        total = (
-            self.settings.canvas_weight * canvas_sum / max(canvas_by, 1.0)
-            + self.settings.ar_weight * ar_sum / max(ar_by, 1.0)
-        )
+        total = self.settings.canvas_weight * canvas_sum / max(
+            canvas_by, 1.0
+        ) + self.settings.ar_weight * ar_sum / max(ar_by, 1.0)
         return Losses(
-            total, canvas_sum.detach(), weight_sum, ar_sum.detach(), ar_count, right.sum(), hidden_slots.sum()
+            total, canvas_sum.detach(), weight_sum, ar_sum.detach(), ar_count, right.sum(), corrupted.sum()
         )
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -97,7 +102,7 @@ class JointObjective(nn.Module):
         positions = torch.from_numpy(batch.positions).to(device)
         return model(torch.cat(tokens, 1), positions, visible, canvas, locked)[0]
 
-    def _ar_sum(self, hidden: Tensor, following: Tensor) -> Tensor:
+    def ar_sum(self, hidden: Tensor, following: Tensor) -> Tensor:
         """Next-token cross-entropy; the tokens that exist on canvases only are impossible for AR."""
         logits = self.model.logits(hidden).float()
         for token in self.model.config.special_slot_ids:

@@ -16,12 +16,17 @@ from torch import Tensor
 from redraft.denoiser.transformer import Denoiser
 from redraft.training.recipe import Optimizer as Settings
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients that pull singular values towards 1 (Jordan, 2024)
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # quintic coefficients that pull singular values towards 1 (Jordan, 2024)
 
 
 @torch.no_grad()
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly: singular values land in about [0.7, 1.2]. g [..., m, n], batched."""
+    """Nearest semi-orthogonal matrix, roughly: singular values land in about [0.7, 1.2], those below a hundredth of
+    the matrix's norm lower. g [..., m, n], batched."""
     a, b, c = NEWTON_SCHULZ
     x = g.to(torch.bfloat16 if g.is_cuda else torch.float32)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -69,19 +74,20 @@ def build(model: Denoiser, settings: Settings) -> list[torch.optim.Optimizer]:
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
     decayed, plain = [p for p in rest if p.dim() == 2], [p for p in rest if p.dim() != 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     adam = torch.optim.AdamW(groups, settings.adam_learning_rate, settings.betas, eps=1e-10, fused=True)
     muon = Muon(matrices, settings.learning_rate, settings.momentum, settings.weight_decay)
     return [muon, adam]
 
 
 def rate(progress: float, settings: Settings) -> float:
-    """Warm-up, stable, decay: the factor on the learning rates at progress 0..1 of the run."""
-    if progress < settings.warmup:
-        return progress / settings.warmup
-    if progress > 1 - settings.decay:
-        return max(0.0, (1 - progress) / settings.decay)
-    return 1.0
+    """Warm-up, stable, decay: the factor on the learning rates at progress 0..1 of the run, a trapezoid."""
+    rising = progress / settings.warmup if settings.warmup else 1.0
+    falling = (1 - progress) / settings.decay if settings.decay else 1.0
+    return max(0.0, min(1.0, rising, falling))
 
 
 class Ema:

@@ -14,6 +14,7 @@ from redraft.errors import RequestError
 from redraft.training.data import Corpus
 
 OPEN_ROWS = 64
+TURNS = 4096
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Rows:
                 raise RequestError("a corpus of the mixture holds no documents")
         self.corpora, self.row_length, self.seed = corpora, row_length, seed
         self.shares = np.cumsum(weights) / np.sum(weights)
+        self.shares[-1] = 1.0
+        self._drawn = [np.zeros(len(corpora), np.int64)]  # rows of each corpus before every TURNS-th row
         self._packed = lru_cache(maxsize=2 * len(corpora))(self._pack_epoch)
         self._sizes: dict[tuple[int, int], int] = {}
 
@@ -86,10 +89,18 @@ class Rows:
         """Row number `index` of the run is row (corpus, n) of the corpus: corpora take turns by their shares."""
         if len(self.corpora) == 1:
             return 0, index
-        # A golden-ratio sequence spreads the corpora evenly and needs no memory of earlier rows.
-        points = (np.arange(index + 1) * 0.6180339887498949) % 1.0
-        owners = np.searchsorted(self.shares, points, side="right")
-        return int(owners[index]), int(np.count_nonzero(owners[:index] == owners[index]))
+        while len(self._drawn) <= index // TURNS:
+            owners = self._owners((len(self._drawn) - 1) * TURNS, TURNS)
+            self._drawn.append(self._drawn[-1] + np.bincount(owners, minlength=len(self.corpora)))
+        chunk, within = divmod(index, TURNS)
+        owners = self._owners(chunk * TURNS, within + 1)
+        corpus = int(owners[-1])
+        return corpus, int(self._drawn[chunk][corpus] + np.count_nonzero(owners[:-1] == corpus))
+
+    def _owners(self, first: int, count: int) -> np.ndarray:
+        """The corpora of rows first, first + 1, …: a golden-ratio sequence spreads them evenly by their shares."""
+        points = np.arange(first, first + count) * 0.6180339887498949 % 1.0
+        return np.searchsorted(self.shares, points, side="right")
 
     def epoch_of(self, corpus: int, n: int) -> tuple[int, int]:
         """(epoch, row within it) of the n-th row drawn from a corpus."""
@@ -110,6 +121,7 @@ class Rows:
 
 
 def assemble(corpus: Corpus, pieces: list[Piece], row_length: int, which: int = 0) -> Row:
+    """The pieces side by side, token 0 in the padding behind them."""
     tokens = np.zeros(row_length, np.int64)
     document = np.full(row_length, -1, np.int64)
     position = np.zeros(row_length, np.int64)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def plot_losses(metrics: Path, out: Path, message: Callable[[str], None]) -> None:
-    """Writes a PNG of training and held-out losses; says so and goes on where matplotlib is not installed."""
+    """Writes a PNG of training and held-out losses; where matplotlib isn't installed or the file can't be written, says
+    so and goes on: a run doesn't fail for its picture."""
     try:
         import matplotlib
     except ImportError:
@@ -32,5 +33,9 @@ def plot_losses(metrics: Path, out: Path, message: Callable[[str], None]) -> Non
     axis.set_ylabel("nats a token")
     axis.legend()
     figure.tight_layout()
-    figure.savefig(out)
-    plt.close(figure)
+    try:
+        figure.savefig(out)
+    except OSError as error:
+        message(f"no loss plot: {out} can't be written: {error.strerror or error}")
+    finally:
+        plt.close(figure)

@@ -21,7 +21,7 @@ class Section(BaseModel):
 class Source(Section):
     """Text to learn from: a .txt, .jsonl, .jsonl.gz or .jsonl.xz file.
 
-    format: text (one document a record, or a blank-line-free .txt file), dialogue (lines "User: …" and
+    format: text (a record is a document, and so is a whole .txt file), dialogue (lines "User: …" and
     "Assistant: …") or messages (a list of {role, content}). where: keep records whose fields equal these.
     """
 
@@ -29,7 +29,7 @@ class Source(Section):
     format: Literal["text", "dialogue", "messages"] = "text"
     field: str = "text"
     where: dict[str, str] = {}
-    limit: int | None = Field(None, ge=1, description="at most this many records")
+    limit: int | None = Field(default=None, ge=1, description="at most this many records")
 
 
 class Prepare(Section):
@@ -37,23 +37,27 @@ class Prepare(Section):
 
     sources: list[Source]
     tests: list[Source] = []
-    vocab_size: int = Field(4096, ge=300, le=65536)
-    holdout: int = Field(300, ge=0, description="documents of the sources kept out of training, chosen by id")
-    tokenizer_sample: int | None = Field(None, ge=1, description="documents the tokenizer learns from; all by default")
-    seed: int = 0
+    vocab_size: int = Field(default=4096, ge=300, le=65536)
+    holdout: int = Field(
+        default=300, ge=0, description="documents of the sources kept out of training, chosen by id"
+    )
+    tokenizer_sample: int | None = Field(
+        default=None, ge=1, description="documents the tokenizer learns from; all by default"
+    )
+    seed: int = Field(default=0, ge=0)
 
 
 class Model(Section):
     """Sizes of the network; see denoiser.DenoiserConfig."""
 
-    hidden_size: int = Field(192, ge=8)
-    intermediate_size: int = Field(512, ge=8)
-    num_hidden_layers: int = Field(6, ge=1)
-    num_attention_heads: int = Field(3, ge=1)
-    num_key_value_heads: int = Field(3, ge=1)
-    head_dim: int = Field(64, ge=2)
-    max_position_embeddings: int = Field(1024, ge=8)
-    rope_theta: float = Field(10000.0, gt=0)
+    hidden_size: int = Field(default=192, ge=8)
+    intermediate_size: int = Field(default=512, ge=8)
+    num_hidden_layers: int = Field(default=6, ge=1)
+    num_attention_heads: int = Field(default=3, ge=1)
+    num_key_value_heads: int = Field(default=3, ge=1)
+    head_dim: int = Field(default=64, ge=2)
+    max_position_embeddings: int = Field(default=1024, ge=8)
+    rope_theta: float = Field(default=10000.0, gt=0)
     qk_norm: bool = True
     self_conditioning: bool = False
     layout: Literal["causal_context", "block_causal", "full"] = "causal_context"
@@ -64,7 +68,9 @@ class Corruption(Section):
 
     kind: Literal["absorbing", "uniform", "hybrid"] = "hybrid"
     schedule: Literal["linear", "cosine", "loglinear"] = "linear"
-    uniform_share: Share = Field(0.1, description="hybrid: the largest share of slots replaced by random tokens")
+    uniform_share: Share = Field(
+        default=0.1, description="hybrid: the largest share of slots replaced by random tokens"
+    )
 
 
 class Canvas(Section):
@@ -77,11 +83,11 @@ class Canvas(Section):
     """
 
     lengths: list[Annotated[int, Field(ge=1)]] = [8, 16, 32]
-    length_weights: list[float] = [1.0, 2.0, 1.0]
+    length_weights: list[Annotated[float, Field(ge=0)]] = [1.0, 2.0, 1.0]
     copies: Literal[1, 2] = 2
     gap_share: Share = 0.2
     insert_share: Share = 0.1
-    insert_every: int = Field(8, ge=1)
+    insert_every: int = Field(default=8, ge=1)
     pin_share: Share = 0.1
     draft_share: Share = 0.1
 
@@ -93,66 +99,79 @@ class Objective(Section):
     right_weight: weight of visible slots that hold the right token, so that doubt is calibrated.
     """
 
-    canvas_weight: float = Field(1.0, ge=0)
-    ar_weight: float = Field(1.0, ge=0)
+    canvas_weight: float = Field(default=1.0, ge=0)
+    ar_weight: float = Field(default=1.0, ge=0)
     weighting: Literal["flat", "elbo"] = "flat"
-    max_weight: float = Field(4.0, gt=0)
-    right_weight: float = Field(0.2, ge=0)
+    max_weight: float = Field(default=4.0, gt=0)
+    right_weight: float = Field(default=0.2, ge=0)
 
 
 class Optimizer(Section):
     """Muon on the matrices of the layers, AdamW on the rest; warm-up, stable, decay."""
 
-    learning_rate: float = Field(0.02, gt=0, description="Muon's, on matrices scaled to unit update RMS")
-    adam_learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(
+        default=0.02, gt=0, description="Muon's, on matrices scaled to unit update RMS"
+    )
+    adam_learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = Field(0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
     warmup: Share = 0.03
-    decay: Share = Field(0.3, description="share of the run in which the rate falls linearly to 0")
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.997, ge=0, lt=1)
+    decay: Share = Field(default=0.3, description="share of the run in which the rate falls linearly to 0")
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.997, ge=0, lt=1)
 
 
 class Mixture(Section):
-    """One prepared corpus in the training mix. ar: whether the AR loss is taken on it."""
+    """One prepared corpus in the training mix. ar: whether the AR loss is taken on it. draft: its canvases hide behind
+    the draft token in place of the mask: they are learnt apart, and what the mask tells stays calibrated."""
 
     path: str
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     ar: bool = True
+    draft: bool = False
 
 
 class Train(Section):
     """The run itself: `redraft train`."""
 
-    steps: int = Field(2000, ge=1)
-    batch_rows: int = Field(16, ge=1)
-    row_length: int = Field(256, ge=8)
-    micro_batches: int = Field(1, ge=1)
-    minutes: float | None = Field(None, gt=0, description="wall-clock budget: the schedule follows time, not steps")
-    seed: int = 0
-    threads: int | None = Field(None, ge=1)
+    steps: int = Field(default=2000, ge=1)
+    batch_rows: int = Field(default=16, ge=1)
+    row_length: int = Field(default=256, ge=8)
+    micro_batches: int = Field(default=1, ge=1)
+    minutes: float | None = Field(
+        default=None, gt=0, description="wall-clock budget: the schedule follows time, not steps"
+    )
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
-    log_every: int = Field(10, ge=1)
-    evaluate_every: int = Field(500, ge=1)
-    evaluate_rows: int = Field(64, ge=1)
-    save_every: int = Field(500, ge=1)
-    keep: int = Field(2, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    evaluate_every: int = Field(default=500, ge=1)
+    evaluate_rows: int = Field(default=64, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
     sample_prompts: list[str] = ["I need a table for two in San Jose."]
 
 
 class Distill(Section):
-    """Sequence-level distillation: the canvas learns the AR self's own low-temperature continuations."""
+    """Sequence-level distillation: the canvas learns the AR self's own low-temperature continuations.
 
-    prompts: int = Field(4096, ge=1)
-    tokens: int = Field(96, ge=1)
-    temperature: float = Field(0.5, ge=0)
-    batch: int = Field(128, ge=1)
+    out: the corpus of continuations, made from the recipe's `init` and `data` before training unless it is there;
+    the mixture names it. prompt_lengths: beginnings of documents that are continued, in tokens.
+    """
+
+    out: str
+    prompts: int = Field(default=8192, ge=1)
+    prompt_lengths: list[Annotated[int, Field(ge=1)]] = [16, 48, 80, 112, 144]
+    tokens: int = Field(default=96, ge=1)
+    temperature: float = Field(default=0.4, ge=0)
+    batch: int = Field(default=256, ge=1)
 
 
 class Recipe(Section):
-    """A whole recipe. data: folder made by prepare. init: a model folder to start from, in place of random weights."""
+    """A whole recipe. data: folder made by prepare. init: a model folder or a run to start from, in place of
+    random weights."""
 
     name: str
     data: str
@@ -237,11 +256,14 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A slip in a required key is also a missing key: the slip is what to tell.
+    first = min(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
         section = _section_at(first["loc"])
         known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.4)
-        return f"unknown key {where}" + (f" (did you mean {near[0]}?)" if near else f"; one of {', '.join(known)}")
+        return f"unknown key {where}" + (
+            f" (did you mean {near[0]}?)" if near else f"; one of {', '.join(known)}"
+        )
     return f"{where}: {first['msg'].lower()}"

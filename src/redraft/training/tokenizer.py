@@ -10,8 +10,27 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from redraft.denoiser.checkpoint import write_atomically
 
-EOS, USER, ASSISTANT, SYSTEM, MASK, NULL = "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|mask|>", "<|null|>"
-SPECIALS = [EOS, USER, ASSISTANT, SYSTEM, MASK, NULL, "<|edit|>", "<|fill|>", "<|reserved0|>", "<|reserved1|>"]
+EOS, USER, ASSISTANT, SYSTEM, MASK, NULL, DRAFT = (
+    "<|eos|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|mask|>",
+    "<|null|>",
+    "<|draft|>",
+)
+SPECIALS = [
+    EOS,
+    USER,
+    ASSISTANT,
+    SYSTEM,
+    MASK,
+    NULL,
+    "<|edit|>",
+    "<|fill|>",
+    DRAFT,
+    "<|reserved|>",
+]
 
 # A turn ends where the next role token begins, so a transcript grows without ever being encoded anew.
 CHAT_TEMPLATE = (
@@ -24,7 +43,9 @@ CHAT_TEMPLATE = (
 )
 
 # GPT-4-style words, but digits one by one: numbers are times, prices and telephone numbers, never words.
-WORDS = r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

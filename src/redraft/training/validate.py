@@ -21,20 +21,25 @@ from redraft.training.canvases import Canvases
 from redraft.training.objective import JointObjective
 from redraft.training.packing import Row
 
+REPLICATES = 2
+
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Sums over the documents, in nats; tokens counts what AR predicts (all but each document's first), blocks' nulls
-    are part of the NELBO. nelbo_se: Monte Carlo standard error of the sum."""
+    """Sums over the documents, in nats. ar_nll is over ar_tokens (all but each document's first), and None where the
+    encode role isn't causal; nelbo over all tokens, the nulls that fill the last canvas included. nelbo_se: Monte
+    Carlo standard error of nelbo."""
 
-    ar_nll: float
+    ar_nll: float | None
     nelbo: float
     nelbo_se: float
     tokens: int
     ar_tokens: int
 
-    def bits_per_byte(self, byte_count: int) -> tuple[float, float]:
-        return self.ar_nll / np.log(2) / byte_count, self.nelbo / np.log(2) / byte_count
+    def bits_per_byte(self, byte_count: int) -> tuple[float | None, float]:
+        """AR and NELBO; byte_count: UTF-8 bytes of the documents."""
+        per_byte = np.log(2) * byte_count
+        return None if self.ar_nll is None else self.ar_nll / per_byte, self.nelbo / per_byte
 
 
 def _one_row(document: np.ndarray, length: int) -> Row:
@@ -62,10 +67,15 @@ def _tile(document: np.ndarray, canvas: int, count: int, null_id: int) -> Canvas
 
 
 def _hidden_counts(canvases: int, slots: int, copies: int, rng: np.random.Generator) -> np.ndarray:
-    """k for each copy of each canvas [copies, canvases]: per canvas a wrap-around ladder over 1..slots (LLaDA B3)."""
-    offset = rng.integers(0, slots, canvases)
-    ladder = (np.arange(copies) * slots) // copies
-    return (offset[None] + ladder[:, None]) % slots + 1
+    """k for each copy of each canvas, int64 [copies, canvases].
+
+    Two replicates, each with its own random start: within a replicate the copies of a canvas climb a wrap-around
+    ladder over 1..slots (2502.09992), which varies less than free draws. The replicates are independent of each
+    other, and that is where the standard error comes from.
+    """
+    offset = np.repeat(rng.integers(0, slots, (REPLICATES, canvases)), copies // REPLICATES, 0)
+    ladder = np.tile(np.arange(copies // REPLICATES) * slots // (copies // REPLICATES), REPLICATES)
+    return (offset + ladder[:, None]) % slots + 1
 
 
 def batches(
@@ -85,18 +95,17 @@ def batches(
             row = _one_row(document, count * canvas)
             tiled = _tile(document, canvas, count, config.null_token_id)
             k = _hidden_counts(count, canvas, copies, rng).reshape(-1)
-            many = Canvases(*(np.concatenate([a] * copies) for a in vars(tiled).values()))
+            many = tiled.repeated(copies)
             rank = rng.random(many.target.shape).argsort(1).argsort(1)
             noisy = np.where(rank < k[:, None], config.mask_token_id, many.target)
             following = np.full(len(row.tokens), -1, np.int64)
-            following[: len(document) - 1] = document[1:]
+            if config.layout == "causal_context":
+                following[: len(document) - 1] = document[1:]
             slots = many.anchor[:, None] + np.arange(canvas)
             clean, to_canvas = visibility(row, many, canvas, config.layout)
             positions = np.concatenate((row.position, slots.reshape(-1)))
-            parts.append(
-                (row.tokens, following, noisy, many.target, many.locked, k / canvas, many.document, positions, clean)
-                + (to_canvas, k)
-            )
+            row_parts = (row.tokens, following, noisy, many.target, many.locked, k / canvas, many.document)
+            parts.append((*row_parts, positions, clean, to_canvas, k))
         *arrays, k_all = (np.stack(p) for p in zip(*parts, strict=True))
         yield Batch(*arrays), k_all
 
@@ -110,7 +119,10 @@ def held_out(
     rows: int = 4,
     seed: int = 0,
 ) -> HeldOut:
-    """Likelihood of whole documents (int64 token arrays, EOS included). copies >= 2, for the standard error."""
+    """Likelihood of whole documents (int64 token arrays, EOS included). copies: noisy copies of each canvas, an even
+    number."""
+    assert copies >= REPLICATES
+    assert copies % REPLICATES == 0
     model = objective.model
     device = model.lm_head.weight.device
     ar = nelbo = variance = 0.0
@@ -119,17 +131,20 @@ def held_out(
         hidden = objective.hidden(batch)
         length = batch.clean.shape[1]
         following = torch.from_numpy(batch.next_token).to(device)
-        ar += float(objective._ar_sum(hidden[:, :length][following >= 0], following[following >= 0]))
+        ar += float(objective.ar_sum(hidden[:, :length][following >= 0], following[following >= 0]))
         ar_tokens += int((batch.next_token >= 0).sum())
         tokens += batch.tokens
-        masked = torch.from_numpy((batch.noisy != batch.target) & (batch.canvas_document >= 0)[..., None]).to(device)
+        masked = torch.from_numpy((batch.noisy != batch.target) & (batch.canvas_document >= 0)[..., None]).to(
+            device
+        )
         logits = model.logits(hidden[:, length:].unflatten(1, batch.noisy.shape[1:])[masked]).float()
-        logits[:, model.config.mask_token_id] = -torch.inf  # the mask is never text
+        logits[:, list(model.config.noise_token_ids)] = -torch.inf  # these are never text
         each = torch.zeros(batch.noisy.shape, dtype=torch.float64, device=device)
         target = torch.from_numpy(batch.target).to(device)
         each[masked] = F.cross_entropy(logits, target[masked], reduction="none").double()
         bound = each.sum(-1).cpu().numpy() * (canvas / k)  # [B, copies * N]
-        bound = bound.reshape(len(k), copies, -1)
+        bound = bound.reshape(len(k), REPLICATES, copies // REPLICATES, -1).mean(2)  # [B, REPLICATES, N]
         nelbo += float(bound.mean(1).sum())
-        variance += float(bound.var(1, ddof=1).sum() / copies)
-    return HeldOut(ar, nelbo, variance**0.5, tokens, ar_tokens)
+        variance += float(bound.var(1, ddof=1).sum() / REPLICATES)
+    causal = model.config.layout == "causal_context"
+    return HeldOut(ar if causal else None, nelbo, variance**0.5, tokens, ar_tokens)

@@ -1,4 +1,5 @@
-"""Ways to run the network. A new one is a file with a class that has `load(folder)`, and a line in BACKENDS."""
+"""Ways to run the network. A new one is a file with a class that has `load(folder)`, and a line in
+BACKENDS."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def available(name: str) -> bool:
 
 
 def load_backend(name: str, folder: str | Path) -> Backend:
-    """A model's folder on a backend; "auto" takes the first of BACKENDS that is installed and knows the model.
+    """A model's folder on a backend; "auto" takes the first of BACKENDS that is installed and knows the
+    model.
 
     Raises RequestError for an unknown name, and for one that isn't installed, naming the pip command.
     """

@@ -1,11 +1,12 @@
 """Passes on torch: the reference backend.
 
-The rows of all requests go through every linear layer as one matrix, and each request attends to its own context.
-A row then depends on its neighbours only through the kernels, and they are made not to (DESIGN decision 2): matrices
-have a multiple of `row_multiple` rows, and attention adds up keys in blocks of KEY_BLOCK, so that a longer context
-only adds zeros at the end. Measured on CPUs with MKL: a matrix product of 1 to 3 rows, or whose rows a thread gets in
-a remainder of 1 to 3, rounds otherwise than a larger one, and so does a sum over more than about 190 keys. On other
-devices nothing is padded and nothing is claimed; `engine.agreement` measures what holds.
+The rows of all requests go through every linear layer as one matrix, and each request attends to its own
+context. A row then depends on its neighbours only through the kernels, and they are made not to (DESIGN
+decision 2): matrices have a multiple of `row_multiple` rows, and attention adds up keys in blocks of
+KEY_BLOCK, so that a longer context only adds zeros at the end. Measured on CPUs with MKL: a matrix product of
+1 to 3 rows, or whose rows a thread gets in a remainder of 1 to 3, rounds otherwise than a larger one, and so
+does a sum over more than about 190 keys. On other devices nothing is padded and nothing is claimed;
+`engine.agreement` measures what holds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def _round_up(count: int, multiple: int) -> int:
 
 
 class TorchContext:
-    """Keys and values [layers, capacity, kv_heads, head_dim]; rows past `length` are scratch for the canvas."""
+    """Keys and values [layers, capacity, kv_heads, head_dim]; rows past `length` are scratch for the
+    canvas."""
 
     def __init__(
         self, config: DenoiserConfig, capacity: int, dtype: torch.dtype, device: torch.device
@@ -65,7 +67,8 @@ class TorchContext:
             self._length = max(0, length)
 
     def extend(self, hidden: Tensor) -> None:
-        """Counts the rows that a pass has written as clean tokens; hidden [rows, hidden]: their last states."""
+        """Counts the rows that a pass has written as clean tokens; hidden [rows, hidden]: their last
+        states."""
         stop = self._length + len(hidden)
         if self.hidden.shape[-1]:
             self.hidden[0, self._length : stop] = hidden
@@ -94,7 +97,8 @@ class TorchContext:
 
 @dataclass(frozen=True)
 class _Part:
-    """One pass among the rows of a call: `first` is its first row there, `mask` additive [T or more, keys]."""
+    """One pass among the rows of a call: `first` is its first row there, `mask` additive [T or more,
+    keys]."""
 
     call: Pass
     context: TorchContext
@@ -111,8 +115,9 @@ class _Part:
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attention whose rows depend neither on how many there are nor on how many masked keys follow.
 
-    q [T, heads, D], keys and values [E, kv_heads, D], mask [T, E] additive; T a multiple of 4, E of KEY_BLOCK.
-    Returns [T, heads, D]. Query heads of one group are rows of one product, keys are summed block after block.
+    q [T, heads, D], keys and values [E, kv_heads, D], mask [T, E] additive; T a multiple of 4, E of
+    KEY_BLOCK. Returns [T, heads, D]. Query heads of one group are rows of one product, keys are summed block
+    after block.
     """
     rows, heads, size = q.shape
     groups = keys.shape[1]
@@ -151,8 +156,8 @@ def visibility(config: DenoiserConfig, length: int, encoded: int, slots: int, ke
 class TorchBackend:
     """A Backend (see engine.backend) that runs a Denoiser on its device in its dtype.
 
-    row_multiple: rows of a matrix are padded to a multiple of it; 1 pads nothing, which is faster for single rows
-    and gives up that a row has the same bits alone and among others. None: 4 on a CPU, 1 elsewhere.
+    row_multiple: rows of a matrix are padded to a multiple of it; 1 pads nothing, which is faster for single
+    rows and gives up that a row has the same bits alone and among others. None: 4 on a CPU, 1 elsewhere.
     Passes of one call may share a context as long as none of them encodes.
     """
 
@@ -173,7 +178,8 @@ class TorchBackend:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> TorchBackend:
-        """A model's folder, of ours or of another family; device None: a GPU (bfloat16) or else the CPU (float32)."""
+        """A model's folder, of ours or of another family; device None: a GPU (bfloat16) or else the CPU
+        (float32)."""
         from redraft.denoiser import families
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -252,7 +258,8 @@ class TorchBackend:
     def _attention(
         self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, parts: list[_Part]
     ) -> Tensor:
-        """x [1, rows, hidden] to the attention's output; writes the rows' keys and values behind each context."""
+        """x [1, rows, hidden] to the attention's output; writes the rows' keys and values behind each
+        context."""
         own = layer.self_attn
         rows = x.shape[1]
         q = own.q_proj(x).view(1, rows, own.heads, own.head_dim)

@@ -1,5 +1,5 @@
-"""The decode modes: each turns one request into passes, and their results into events. A new mode is one more file
-and one more line here."""
+"""The decode modes: each turns one request into passes, and their results into events. A new mode is one more
+file and one more line here."""
 
 from redraft.engine.writers.autoregressive import Autoregressive
 from redraft.engine.writers.base import Writer

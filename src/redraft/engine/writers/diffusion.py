@@ -1,4 +1,5 @@
-"""decode "diffusion": canvas after canvas is denoised; the one before joins the context with the next one's first step."""
+"""decode "diffusion": canvas after canvas is denoised; the one before joins the context with the next one's
+first step."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wa
 
 @dataclass(frozen=True)
 class Head:
-    """Clean text that this layout's canvas must carry: all of it (full) or what its block begins with (block_causal)."""
+    """Clean text that this layout's canvas must carry: all of it (full) or what its block begins with
+    (block_causal)."""
 
     tokens: np.ndarray  # int64
 
@@ -51,7 +53,7 @@ class Diffusion(Writer):
         first = self.canvases == 0
         slots = canvas_slots(self.config, self.request.sampler.canvas_length, len(self.text))
         return begin(
-            replace(self.request.sampler, canvas_length=slots),
+            self.resized(self.request.sampler, slots),
             self._slot_vocabulary,
             self.request.key,
             len(self.output.tokens),
@@ -82,7 +84,8 @@ class Diffusion(Writer):
         return events
 
     def _ended_early(self) -> bool:
-        """Whether the slots settled from the left on already hold the end of the answer (length, a stop string)."""
+        """Whether the slots settled from the left on already hold the end of the answer (length, a stop
+        string)."""
         assert self.canvas is not None
         sampler = self.request.sampler
         if sampler.edit_threshold is not None or sampler.remask is not None or not sampler.sticky:
@@ -93,8 +96,8 @@ class Diffusion(Writer):
         return self.output.ends_within(tokens)
 
     def _finish(self) -> Event:
-        """Commits the canvas. One that holds nothing but nulls ends the answer, unless EOS is to be ignored: then
-        it is denoised again without nulls."""
+        """Commits the canvas. One that holds nothing but nulls ends the answer, unless EOS is to be ignored:
+        then it is denoised again without nulls."""
         assert self.canvas is not None
         tokens = outcome(self.canvas)
         self._nulls_banned = not tokens and self.request.ignore_eos
@@ -114,8 +117,8 @@ class Diffusion(Writer):
 
 
 def canvas_slots(config: DenoiserConfig, wanted_slots: int, text: int) -> int:
-    """Slots of the canvas that follows `text` tokens: as many as wanted, or the rest of the block; none past the
-    context's end."""
+    """Slots of the canvas that follows `text` tokens: as many as wanted, or the rest of the block; none past
+    the context's end."""
     if config.layout == "block_causal":
         wanted_slots = config.canvas_length - text % config.canvas_length
     return min(wanted_slots, config.max_position_embeddings - text)

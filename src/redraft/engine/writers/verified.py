@@ -1,27 +1,41 @@
 """decode "verified": the canvas proposes, the encode role decides (DESIGN decision 5).
 
-Every pass encodes the last chosen token and a proposal for those that follow, and its AR logits say what AR would
-have chosen after each. What agrees is committed, then AR's own token at the first disagreement; so a pass brings at
-least one token, and the token ids are those of decode "ar" whatever was proposed. The next proposal comes from a
-canvas behind this one, denoised in the same pass; it stands only if all of this one was right, because otherwise it
-has read wrong tokens. (Speculative decoding, Leviathan 2023; the canvas as drafter: TiDAR, I-DLM.)
+Every pass encodes the last chosen token and a proposal for those that follow, and its AR logits say what AR
+would have chosen after each. What agrees is committed, then AR's own token at the first disagreement; so a
+pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
+proposal comes from a canvas behind this one, denoised in the same pass; it stands only if all of this one was
+right, because otherwise it has read wrong tokens. (Speculative decoding, Leviathan 2023; the canvas as
+drafter: TiDAR, I-DLM.)
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from redraft.engine.backend import Pass, PassResult
+from redraft.engine.events import Step
 from redraft.engine.writers.base import Event, Writer
-from redraft.sampling import Canvas, advance, begin, choose, outcome, wanted
+from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, outcome, wanted
 
 
 class Verified(Writer):
     encode_prompt = "last"
     canvas: Canvas | None = None
     _proposal: tuple[int, ...] = ()
+
+    @cached_property
+    def _draft_settings(self) -> SamplerSettings:
+        return replace(
+            self.request.sampler,
+            max_steps=self.request.draft_steps,
+            steps=None,
+            accept="threshold",
+            edit_threshold=None,
+            remask=None,
+        )
 
     def after_prompt(self, result: PassResult) -> list[Event]:
         return [self._verify(result.encode)]
@@ -48,15 +62,7 @@ class Verified(Writer):
         slots = min(request.sampler.canvas_length, room, left)
         if slots < 2 or (self._proposal and request.draft_layout == "separate"):
             return None
-        settings = replace(
-            request.sampler,
-            canvas_length=slots,
-            max_steps=request.draft_steps,
-            steps=None,
-            accept="threshold",
-            edit_threshold=None,
-            remask=None,
-        )
+        settings = self.resized(self._draft_settings, slots)
         position = len(self.output.tokens) + len(self._proposal)
         chosen = [*self.output.tokens, *self._proposal]
         return begin(settings, self.vocabulary, request.key, position, chosen=chosen)
@@ -70,17 +76,33 @@ class Verified(Writer):
         if self.canvas is not None:
             assert result.canvas is not None
             self.canvas = advance(self.canvas, result.canvas)
-            events.insert(0, self.step_event(self.canvas))
+            events.append(self._draft_event(self.canvas))
             if self.canvas.finished:
-                # The slot at the place of the token that AR has chosen meanwhile is spent.
-                proposal = outcome(self.canvas)[1:]
-                ends = self.vocabulary.eos_ids
-                self._proposal = proposal[:-1] if proposal and proposal[-1] in ends else proposal
+                self._proposal = self._proposed(self.canvas)
                 self.canvas = None
         return events
 
+    def _proposed(self, canvas: Canvas) -> tuple[int, ...]:
+        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile;
+        without an end of answer, behind which there's nothing to encode."""
+        spent = int(canvas.shown[0] != self.config.null_token_id)
+        proposal = outcome(canvas)[spent:]
+        return proposal[:-1] if proposal and proposal[-1] in self.vocabulary.eos_ids else proposal
+
+    def _draft_event(self, canvas: Canvas) -> Step:
+        """The canvas without its first slot, whose token AR has chosen already."""
+        step = self.step_event(canvas)
+        return replace(
+            step,
+            tokens=step.tokens[1:],
+            state=step.state[1:],
+            probability=step.probability[1:],
+            entropy=step.entropy[1:],
+        )
+
     def _verify(self, logits: np.ndarray) -> Event:
-        """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on it."""
+        """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on
+        it."""
         chosen: list[int] = []
         for row, guess in zip(logits, (*self._proposal, None), strict=True):
             before = self.output.tokens + chosen

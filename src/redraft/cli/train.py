@@ -1,0 +1,93 @@
+"""redraft train: a training run by its recipe.
+
+redraft train recipes/tiny.yaml --set train.steps=100
+torchrun --nproc-per-node 2 -m redraft.cli.main train recipes/tiny.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from redraft.cli.options import Json
+from redraft.cli.prepare import Set
+from redraft.errors import RequestError
+
+if TYPE_CHECKING:
+    from redraft.api import Model
+    from redraft.denoiser.transformer import Denoiser
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe (.yaml).")],
+    overrides: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The run's folder (by default runs/NAME).")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Lines in place of a live bar, also on a terminal.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model by a recipe; Ctrl-C keeps a checkpoint, --resume goes on from it.
+
+    The run's folder gets the resolved recipe, metrics.jsonl, checkpoints and a plot of the losses.
+    """
+    from redraft.cli.progress import Progress
+    from redraft.training.recipe import load
+    from redraft.training.run import train as run
+
+    loaded = load(recipe, overrides)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work in silence
+    if not first:
+        run(loaded, out, resume)
+        return
+    with Progress(loaded.train.steps, plain or None) as progress:
+        checkpoint = run(loaded, out, resume, progress, Samples(Path(loaded.data)))
+    folder = out or Path("runs") / loaded.name
+    told = {
+        "checkpoint": str(checkpoint),
+        "folder": str(folder),
+        "last": _last_metrics(folder / "metrics.jsonl"),
+    }
+    typer.echo(json.dumps(told) if as_json else f"written to {checkpoint}")
+
+
+class Samples:
+    """Answers of the network in training, by the engine as it will be used."""
+
+    TOKENS = 48
+
+    def __init__(self, data: Path) -> None:
+        """data: the prepared folder, whose tokenizer and chat template the network learns."""
+        self._data = data
+
+    def __call__(self, network: Denoiser, prompts: list[str]) -> list[str]:
+        """One greedy answer a prompt, the same noise each time; "" where the context is too short for it."""
+        from redraft.api import Model
+        from redraft.engine.backends.torch_backend import TorchBackend
+        from redraft.hub.tokenizer import Tokenizer
+
+        model = Model("in training", TorchBackend(network), Tokenizer.load(self._data))
+        return [self._answer(model, prompt) for prompt in prompts]
+
+    def _answer(self, model: Model, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            return model.generate(messages, max_tokens=self.TOKENS, seed=0, temperature=0.0).text
+        except RequestError:
+            return ""
+
+
+def _last_metrics(path: Path) -> dict[str, object]:
+    """The newest value of each metric."""
+    merged: dict[str, object] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        merged |= json.loads(line)
+    merged.pop("samples", None)
+    return merged

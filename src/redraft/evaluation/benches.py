@@ -1,0 +1,184 @@
+"""The benches by name. A new one is a file with a function and its report, and an entry in BENCHES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redraft.api import Model
+from redraft.errors import RequestError
+from redraft.evaluation import adaptive, batching, frontier, latency, plots, speed
+from redraft.evaluation.prompts import Dialogues, load_dialogues, pick_prompts
+from redraft.evaluation.writing import Progress, Way
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may say of a bench; None leaves it to the bench. quick: the least that goes through all of it.
+
+    thresholds, temperatures, canvases, effort: of diffusion; the frontier takes several, the others one.
+    """
+
+    model: str = ""
+    backend: str = "auto"
+    folder: Path | None = None
+    data: Path | None = None
+    split: str = "test"
+    prompts: int | None = None
+    tokens: int | None = None
+    thresholds: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = ()
+    canvases: tuple[int, ...] = ()
+    effort: str | None = None
+    peers: bool = True
+    quick: bool = False
+    seed: int = 0
+
+    def point(self) -> Way:
+        """The one diffusion point. Raises RequestError when several are given."""
+        for flag, values in (
+            ("threshold", self.thresholds),
+            ("temperature", self.temperatures),
+            ("canvas", self.canvases),
+        ):
+            if len(values) > 1:
+                raise RequestError(
+                    f"this bench measures one point: give --{flag} once (bench frontier takes several)"
+                )
+        return Way(
+            "diffusion",
+            temperature=_only(self.temperatures),
+            threshold=_only(self.thresholds),
+            canvas=_only(self.canvases),
+            effort=self.effort,
+        )
+
+    def size(self, usual: tuple[int, int], quick: tuple[int, int]) -> tuple[int, int]:
+        """(prompts, tokens a prompt)."""
+        prompts, tokens = quick if self.quick else usual
+        return self.prompts or prompts, self.tokens or tokens
+
+
+def _only(values: tuple[Any, ...]) -> Any:
+    return values[0] if values else None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """run: measures and returns the JSON object. lines: that object as a report. plot: as a picture. about: one line
+    for a person, usual run time included."""
+
+    about: str
+    run: Callable[[Model, Dialogues, Options, Progress], dict[str, Any]]
+    lines: Callable[[dict[str, Any]], list[str]]
+    plot: Callable[[dict[str, Any], Path], None]
+
+
+def _speed(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    prompts, tokens = options.size((24, 128), (2, 16))
+    settings = speed.Speed(
+        tokens=tokens,
+        repeats=1 if options.quick else 2,
+        diffusion=options.point(),
+        seed=options.seed,
+        peers_folder=options.folder if options.peers else None,
+    )
+    return speed.speed(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+
+
+def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    prompts, tokens = options.size((20, 256), (2, 16))
+    settings = latency.Latency(
+        tokens=tokens,
+        cold_starts=1 if options.quick else 5,
+        model=options.model,
+        backend=options.backend,
+        diffusion=options.point(),
+        seed=options.seed,
+    )
+    return latency.latency(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+
+
+def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    prompts, tokens = options.size((16, 64), (2, 8))
+    settings = batching.Batch(
+        tokens=tokens,
+        sizes=(1, 2) if options.quick else batching.SIZES,
+        repeats=1 if options.quick else 2,
+        diffusion=options.point(),
+        seed=options.seed,
+    )
+    return batching.batch(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+
+
+def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    prompts, tokens = options.size((32, 128), (3, 16))
+    if options.effort is not None:
+        raise RequestError("bench frontier sweeps thresholds itself: leave out --effort")
+    short = {"thresholds": (0.9, 0.5), "temperatures": (0.0,), "ar_temperatures": (0.0, 0.7, 1.0), "timed": 1}
+    chosen: dict[str, Any] = short if options.quick else {}
+    given = {
+        "thresholds": options.thresholds,
+        "temperatures": options.temperatures,
+        "canvases": options.canvases,
+    }
+    chosen |= {name: values for name, values in given.items() if values}
+    settings = frontier.Frontier(tokens=tokens, seed=options.seed, **chosen)
+    return frontier.frontier(
+        model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress
+    )
+
+
+def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    prompts, tokens = options.size((24, 64), (2, 16))
+    point = options.point()
+    length = point.canvas or (8 if options.quick else 16)
+    many = {"replies": 20, "canvases": 10} if options.quick else {}
+    settings = adaptive.Adaptive(
+        length=length, prompts=prompts, tokens=tokens, diffusion=point, seed=options.seed, **many
+    )
+    return adaptive.adaptive(model, dialogues, settings, progress)
+
+
+BENCHES: dict[str, Bench] = {
+    "speed": Bench(
+        "tokens/s of diffusion and verified against AR (about 1 minute)",
+        _speed,
+        speed.lines,
+        plots.plot_speed,
+    ),
+    "latency": Bench(
+        "time to the first draft, to the first text and to a whole answer; cold start (about 1 minute)",
+        _latency,
+        latency.lines,
+        plots.plot_latency,
+    ),
+    "batch": Bench(
+        "throughput and CPU seconds by answers at once (about 1 minute)",
+        _batch,
+        batching.lines,
+        plots.plot_batch,
+    ),
+    "frontier": Bench(
+        "quality beside speed, against AR swept over temperature (about 3 minutes)",
+        _frontier,
+        frontier.lines,
+        plots.plot_frontier,
+    ),
+    "adaptive": Bench(
+        "work by difficulty; error correction on and off (about 2 minutes)",
+        _adaptive,
+        adaptive.lines,
+        plots.plot_adaptive,
+    ),
+}
+
+
+def run_bench(
+    name: str, model: Model, options: Options, progress: Progress = lambda text: None
+) -> dict[str, Any]:
+    """Measures; the object of `redraft bench NAME --json`, with where its prompts come from."""
+    dialogues = load_dialogues(model.tokenizer, options.data, options.split)
+    return BENCHES[name].run(model, dialogues, options, progress) | {"source": dialogues.source}

@@ -1,0 +1,169 @@
+"""Pictures of what the benches measured: PNG, SVG or PDF by the file's ending. Needs matplotlib (redraft[train])."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from redraft.errors import RequestError
+from redraft.files import write_atomically
+
+FORMATS = (".png", ".svg", ".pdf")
+COLOURS = {"ar": "tab:gray", "diffusion": "tab:blue", "verified": "tab:green"}
+
+
+def check_plot(path: Path) -> None:
+    """Raises RequestError, before anything is measured, when the picture can't be made."""
+    from importlib.util import find_spec
+
+    if path.suffix.lower() not in FORMATS:
+        raise RequestError(f"--plot {path}: a picture must end in one of {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise RequestError(f"--plot: there is no folder {path.absolute().parent}")
+    if find_spec("matplotlib") is None:
+        raise RequestError("--plot needs matplotlib: pip install 'redraft[train]'")
+
+
+def figure(columns: int) -> tuple[Any, Any]:
+    """A figure and its axes, drawn without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(1, columns, figsize=(5.2 * columns, 3.8), dpi=120, squeeze=False)
+
+
+def save(made: Any, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    made.tight_layout()
+    data = io.BytesIO()
+    made.savefig(data, format=path.suffix.lower()[1:])
+    plt.close(made)
+    write_atomically(path, data.getvalue())
+
+
+def plot_frontier(told: dict[str, Any], path: Path) -> None:
+    """Left: AR NLL over distinct-3, AR's curve and the other points. Right: excess over AR's curve against speed."""
+    made, axes = figure(2)
+    left, right = axes[0]
+    ar = sorted((p for p in told["points"] if p["decode"] == "ar"), key=lambda p: p["temperature"])
+    left.plot([p["distinct_3"] for p in ar], [p["ar_nll"] for p in ar], "o-", color=COLOURS["ar"], label="AR")
+    for p in ar:
+        left.annotate(
+            f"T={p['temperature']:g}",
+            (p["distinct_3"], p["ar_nll"]),
+            fontsize=7,
+            xytext=(3, -8),
+            textcoords="offset points",
+        )
+    drawn = [p for p in told["points"] if p["decode"] == "diffusion"]
+    size = [40 * p["tokens_per_forward"] for p in drawn]
+    left.scatter(
+        [p["distinct_3"] for p in drawn],
+        [p["ar_nll"] for p in drawn],
+        size,
+        color=COLOURS["diffusion"],
+        alpha=0.6,
+        label="diffusion (size: tokens per forward)",
+    )
+    left.set(xlabel="distinct-3", ylabel="AR NLL, nats a token")
+    left.legend(fontsize=8)
+    base = max((p["tokens_per_second"] for p in ar), default=0.0) or 1.0
+    for decode in ("diffusion", "verified"):
+        some = [p for p in told["points"] if p["decode"] == decode]
+        right.scatter(
+            [p["tokens_per_second"] / base for p in some],
+            [p["excess_percent"] for p in some],
+            color=COLOURS[decode],
+            label=decode,
+        )
+    right.axhline(told["worst_excess_percent"], color="tab:red", linewidth=1, linestyle="--")
+    right.axvline(1.0, color=COLOURS["ar"], linewidth=1)
+    right.set(xlabel="tokens/s over AR's", ylabel="AR NLL over AR's frontier, %")
+    right.legend(fontsize=8)
+    save(made, path)
+
+
+def plot_speed(told: dict[str, Any], path: Path) -> None:
+    """Left: tokens a second of each mode. Right: where a step's time goes."""
+    made, axes = figure(2)
+    left, right = axes[0]
+    modes = list(told["modes"])
+    left.bar(modes, [told["modes"][m]["tokens_per_second"] for m in modes], color=[COLOURS[m] for m in modes])
+    left.set(ylabel="tokens/s")
+    below = [0.0] * len(modes)
+    for part in ("network", "sampling", "python"):
+        height = [told["modes"][m]["step_ms"] * told["modes"][m]["split"][part] for m in modes]
+        right.bar(modes, height, bottom=below, label=part)
+        below = [a + b for a, b in zip(below, height, strict=True)]
+    right.set(ylabel="ms an evaluation")
+    right.legend(fontsize=8)
+    save(made, path)
+
+
+def plot_latency(told: dict[str, Any], path: Path) -> None:
+    """p50 and p95 until the first draft, the first text and the whole answer."""
+    made, axes = figure(3)
+    for axis, (key, title) in zip(
+        axes[0],
+        (("first_draft", "first draft"), ("first_commit", "first text"), ("answer", "answer")),
+        strict=True,
+    ):
+        for number, (mode, m) in enumerate(told["modes"].items()):
+            axis.bar(
+                [number - 0.2, number + 0.2],
+                [1000 * m[key]["p50"], 1000 * m[key]["p95"]],
+                0.35,
+                color=COLOURS[mode],
+            )
+        axis.set_xticks(range(len(told["modes"])), list(told["modes"]))
+        axis.set(title=f"{title}: p50, p95", ylabel="ms")
+    save(made, path)
+
+
+def plot_batch(told: dict[str, Any], path: Path) -> None:
+    """Throughput and processor seconds per 1,000 tokens by answers at once."""
+    made, axes = figure(2)
+    for axis, key, label in zip(
+        axes[0],
+        ("tokens_per_second", "cpu_seconds_per_1000_tokens"),
+        ("tokens/s", "CPU seconds per 1,000 tokens"),
+        strict=True,
+    ):
+        for mode, m in told["modes"].items():
+            sizes = [int(s) for s in m["sizes"]]
+            axis.plot(sizes, [m["sizes"][str(s)][key] for s in sizes], "o-", color=COLOURS[mode], label=mode)
+        axis.set(xlabel="answers at once", ylabel=label, xscale="log", ylim=(0, None))
+        axis.set_xticks(sizes, [str(s) for s in sizes])
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    save(made, path)
+
+
+def plot_adaptive(told: dict[str, Any], path: Path) -> None:
+    """Evaluations a token by difficulty; error correction by budget; mending by threshold."""
+    made, axes = figure(3)
+    first, second, third = axes[0]
+    names = ["easiest", "hardest"]
+    rows = [told["difficulty"][n] for n in names]
+    spread = [
+        [r["nfe_per_token"] - r["interval"][0] for r in rows],
+        [r["interval"][1] - r["nfe_per_token"] for r in rows],
+    ]
+    first.bar(names, [r["nfe_per_token"] for r in rows], yerr=spread, color=COLOURS["diffusion"])
+    first.set(ylabel="evaluations a token", title="tenths of replies by AR NLL")
+    budgets = [row["nfe_per_canvas"] for row in told["correction"]]
+    for name in ("off", "editing", "remasking"):
+        if all(name in row for row in told["correction"]):
+            second.plot(budgets, [row[name]["ar_nll"] for row in told["correction"]], "o-", label=name)
+    second.set(xlabel="evaluations a canvas", ylabel="AR NLL, nats a token", title="error correction")
+    second.legend(fontsize=8)
+    for key in ("repaired", "otherwise", "spoiled"):
+        rows = told["mending"]["thresholds"]
+        third.plot([r["edit_threshold"] for r in rows], [100 * r[key] for r in rows], "o-", label=key)
+    third.set(xlabel="edit threshold", ylabel="%", title="5 % of settled tokens swapped")
+    third.legend(fontsize=8)
+    save(made, path)
