@@ -144,16 +144,16 @@ def drawn(board: Board, canvas: Canvas) -> Any:
     return text.append(f"\n\nstep {canvas.step} · {int(canvas.open.sum())} cells open", "dim")
 
 
-def show(model: GridDenoiser, puzzle: Puzzles, seconds: float = 0.4) -> None:
-    """A grid resolving: in place on a terminal, else frame by frame."""
+def show(model: GridDenoiser, puzzle: Puzzles, seconds: float = 0.2) -> None:
+    """A grid resolving: on a terminal in place and cell by cell, else frame by frame, in fewer and larger steps."""
     from rich.live import Live
 
     screen = console(sys.stdout)
     if not is_terminal(sys.stdout):
-        for canvases in frames(model, puzzle, THRESHOLDS["threshold 0.9"]):
+        for canvases in frames(model, puzzle, THRESHOLDS["threshold 0.99"]):
             screen.print(drawn(model.board, canvases[0]), "\n")
         return
     with Live(console=screen, auto_refresh=False) as live:
-        for canvases in frames(model, puzzle, THRESHOLDS["threshold 0.9"]):
+        for canvases in frames(model, puzzle, THRESHOLDS["surest first"]):
             live.update(drawn(model.board, canvases[0]), refresh=True)
             time.sleep(seconds)

@@ -165,22 +165,47 @@ def test_random_tokens_are_uniform_and_never_the_mask() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"temperature": float("nan")}, {"temperature": -0.1}, {"temperature": float("inf")},
-        {"top_k": -1}, {"top_k": 2.5}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}, {"repetition_penalty": 0.0},
-        {"frequency_penalty": float("inf")}, {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((1, float("nan")),)},
-        {"canvas_length": 0}, {"canvas_length": True}, {"max_steps": 0}, {"steps": 0},
+        {"temperature": float("nan")},
+        {"temperature": -0.1},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_k": 2.5},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"repetition_penalty": 0.0},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": ((-1, 1.0),)},
+        {"logit_bias": ((1, float("nan")),)},
+        {"canvas_length": 0},
+        {"canvas_length": True},
+        {"max_steps": 0},
+        {"steps": 0},
         {"accept": "luck"},
-        {"threshold": 1.5}, {"threshold": "0.9"}, {"entropy_bound": -1.0}, {"renoise": "pink"},
-        {"temperature_end": 0.4}, {"edit_threshold": 2.0}, {"edit_steps": -1}, {"remask": "all"},
-        {"remask": "cap", "remask_eta": 2.0}, {"corruption": "gaussian"}, {"schedule": "square"},
+        {"threshold": 1.5},
+        {"threshold": "0.9"},
+        {"entropy_bound": -1.0},
+        {"renoise": "pink"},
+        {"temperature_end": 0.4},
+        {"edit_threshold": 2.0},
+        {"edit_steps": -1},
+        {"remask": "all"},
+        {"remask": "cap", "remask_eta": 2.0},
+        {"corruption": "gaussian"},
+        {"schedule": "square"},
         {"start": 0.0},
-        {"uniform_share": 1.0}, {"belief": "none"}, {"stable_steps": -1}, {"confident_entropy": -0.1},
-        {"accept": "first_hitting", "corruption": "uniform"}, {"accept": "first_hitting", "remask": "cap"},
+        {"uniform_share": 1.0},
+        {"belief": "none"},
+        {"stable_steps": -1},
+        {"confident_entropy": -0.1},
+        {"accept": "first_hitting", "corruption": "uniform"},
+        {"accept": "first_hitting", "remask": "cap"},
         {"accept": "entropy_bound", "renoise": "uniform", "edit_threshold": 0.5},
-        {"accept": "ancestral", "corruption": "hybrid", "remask": "cap"}, {"renoise": "uniform", "remask": "cap"},
+        {"accept": "ancestral", "corruption": "hybrid", "remask": "cap"},
+        {"renoise": "uniform", "remask": "cap"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_settings_that_make_no_sense(bad: dict) -> None:
     with pytest.raises(RequestError) as error:
         SamplerSettings(**bad)
@@ -190,9 +215,15 @@ def test_settings_that_make_no_sense(bad: dict) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"mask_id": 9}, {"null_id": -1}, {"eos_ids": (8,)}, {"banned": (99,)}, {"mask_id": 1, "null_id": 1},
-     {"banned": tuple(range(8))}],
-)  # fmt: skip
+    [
+        {"mask_id": 9},
+        {"null_id": -1},
+        {"eos_ids": (8,)},
+        {"banned": (99,)},
+        {"mask_id": 1, "null_id": 1},
+        {"banned": tuple(range(8))},
+    ],
+)
 def test_a_vocabulary_that_makes_no_sense(bad: dict) -> None:
     with pytest.raises(RequestError):
         SlotVocabulary(8, **bad)
