@@ -155,6 +155,8 @@ class Model:
             "top_p": top_p,
             "max_new_tokens": max_tokens,
         }
+        # The model's default is a wish, a person's number an order: only the latter can be too much.
+        values["max_new_tokens"] = min(values["max_new_tokens"], self.config.max_position_embeddings)
         values |= {name: value for name, value in given.items() if value is not None}
         request = Request(
             prompt=tuple(self.encode(prompt)),
