@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 NAMES = ("speed", "latency", "batch", "frontier", "adaptive")
 
 Data = Annotated[
-    Path | None, typer.Option(help="A prepared folder to take prompts from; without it, redraft's own sample.")
+    Path | None,
+    typer.Option(help="A prepared folder to take prompts from; without it, redraft's own sample."),
 ]
 
 
@@ -40,7 +41,9 @@ def bench(
     effort: o.Effort = None,
     seed: Annotated[int, typer.Option(help="Chooses the prompts and names the noise.")] = 0,
     peers: Annotated[bool, typer.Option(help="speed: also time outside programs, where installed.")] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="The least that runs through everything; no result.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The least that runs through everything; no result.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (.png, .svg or .pdf).")] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -52,7 +55,11 @@ def bench(
     if name not in NAMES:
         raise RequestError(f"there is no bench {name!r}{did_you_mean(name, NAMES)} ({', '.join(NAMES)})")
     o.one_of("--backend", backend, o.BACKENDS)
-    for flag, count in (("--prompts", prompts), ("--tokens", tokens), *(("--canvas", c) for c in canvas or ())):
+    for flag, count in (
+        ("--prompts", prompts),
+        ("--tokens", tokens),
+        *(("--canvas", c) for c in canvas or ()),
+    ):
         o.at_least(flag, count, 1)
     for p in threshold or ():
         o.finite("--threshold", p, 0.0, 1.0)

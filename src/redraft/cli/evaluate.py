@@ -31,7 +31,9 @@ def _likelihood(
 
 
 # A task is a function and one line here.
-TASKS: dict[str, Callable[[Path, Path | None, HeldOutSettings, Progress], tuple[dict[str, Any], list[str]]]] = {
+TASKS: dict[
+    str, Callable[[Path, Path | None, HeldOutSettings, Progress], tuple[dict[str, Any], list[str]]]
+] = {
     "likelihood": _likelihood,
 }
 
@@ -41,7 +43,9 @@ def evaluate(
     model: o.Model = DEFAULT_MODEL,
     data: Annotated[Path | None, typer.Option(help="A prepared folder.")] = None,
     split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
-    documents: Annotated[int | None, typer.Option(help="So many documents, drawn by --seed; without it, all.")] = None,
+    documents: Annotated[
+        int | None, typer.Option(help="So many documents, drawn by --seed; without it, all.")
+    ] = None,
     copies: Annotated[int, typer.Option(help="Corrupted copies of each canvas; more narrow the error.")] = 4,
     canvas: o.Canvas = None,
     seed: Annotated[int, typer.Option(help="Names the noise and draws the documents.")] = 0,

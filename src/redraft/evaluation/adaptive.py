@@ -15,10 +15,11 @@ import numpy as np
 
 from redraft.api import Model
 from redraft.engine import Engine, Request, Step
+from redraft.errors import RequestError
 from redraft.evaluation.prompts import LONGEST, Dialogues, Reply, pick_prompts
 from redraft.evaluation.quality import judge
 from redraft.evaluation.text import bootstrap, bootstrap_ratio, continuation_nll
-from redraft.evaluation.writing import Progress, Way, machine, write_all
+from redraft.evaluation.writing import DIFFUSION, Progress, Way, machine, write_all
 
 BUDGETS = (4, 8, 16)  # evaluations a canvas
 EDIT_THRESHOLDS = (0.5, 0.7, 0.9)
@@ -36,7 +37,7 @@ class Adaptive:
     tokens: int = 64
     canvases: int = 120
     batch: int = 8
-    diffusion: Way = Way("diffusion")
+    diffusion: Way = DIFFUSION
     seed: int = 0
 
 
@@ -47,7 +48,8 @@ def adaptive(
     progress("ranking replies by difficulty")
     found = difficulty(model, dialogues, settings)
     progress("error correction at equal budgets")
-    prompts = pick_prompts(dialogues, settings.prompts, settings.tokens, settings.seed)
+    context = model.config.max_position_embeddings
+    prompts = pick_prompts(dialogues, settings.prompts, settings.tokens, settings.seed, context)
     corrected = correction(model, prompts, settings)
     progress("mending damaged canvases")
     return machine(model) | {
@@ -58,9 +60,14 @@ def adaptive(
     }
 
 
-def long_replies(dialogues: Dialogues, length: int, count: int, seed: int) -> list[Reply]:
-    """`count` replies (or as many as there are) of at least `length` tokens behind a prompt of usual length."""
-    fitting = [r for r in dialogues.all() if len(r.text) >= length and 0 < len(r.prompt) <= LONGEST]
+def long_replies(model: Model, dialogues: Dialogues, length: int, count: int, seed: int) -> list[Reply]:
+    """`count` replies (or as many as there are) of at least `length` tokens behind a prompt of usual length.
+
+    Raises RequestError when there is none."""
+    longest = min(LONGEST, model.config.max_position_embeddings - 2 * length)
+    fitting = [r for r in dialogues.all() if len(r.text) >= length and 0 < len(r.prompt) <= longest]
+    if not fitting:
+        raise RequestError(f"no reply in {dialogues.source} has {length} tokens: give a smaller --canvas")
     order = np.random.default_rng(seed).permutation(len(fitting))
     return [fitting[i] for i in order[:count]]
 
@@ -70,7 +77,7 @@ def difficulty(model: Model, dialogues: Dialogues, settings: Adaptive) -> dict[s
 
     A reply's difficulty is the AR negative log-likelihood, a token, of its first `length` tokens.
     """
-    replies = long_replies(dialogues, settings.length, settings.replies, settings.seed)
+    replies = long_replies(model, dialogues, settings.length, settings.replies, settings.seed)
     texts = [r.text[: settings.length] for r in replies]
     nll = continuation_nll(model.backend, [r.prompt for r in replies], texts, settings.batch)
     hard = np.array([n.mean() for n in nll])
@@ -147,7 +154,9 @@ class Damaged:
         return out
 
 
-def damage(replies: Sequence[Reply], length: int, share: float, never: Sequence[int], vocab: int, seed: int) -> list[Damaged]:
+def damage(
+    replies: Sequence[Reply], length: int, share: float, never: Sequence[int], vocab: int, seed: int
+) -> list[Damaged]:
     """The first `length` tokens of each reply, `share` of all of them (rounded) swapped for other ordinary tokens,
     drawn uniformly from those that occur in these replies, so that every one looks like text."""
     rng = np.random.default_rng(seed)
@@ -167,7 +176,7 @@ def mending(model: Model, dialogues: Dialogues, settings: Adaptive) -> dict[str,
     """Real canvases with SWAPPED of their settled tokens wrong, denoised with token editing at several thresholds:
     the share of wrong tokens put right, changed to something else, and left; of right tokens changed; and AR NLL a
     token of the text as it was, damaged, and mended."""
-    replies = long_replies(dialogues, settings.length, settings.canvases, settings.seed + 1)
+    replies = long_replies(model, dialogues, settings.length, settings.canvases, settings.seed + 1)
     config = model.config
     never = (*config.special_slot_ids, *config.eos_token_ids)
     cases = damage(replies, settings.length, SWAPPED, never, config.vocab_size, settings.seed)
@@ -220,7 +229,12 @@ def _mended(model: Model, requests: Sequence[Request], batch: int) -> tuple[np.n
 
 def _mend(model: Model, case: Damaged, threshold: float, settings: Adaptive) -> Request:
     """One canvas that holds the damaged text as settled tokens."""
-    way = Way("diffusion", canvas=len(case.tokens), temperature=0.0, sampler={"edit_threshold": threshold, "max_steps": 8})
+    way = Way(
+        "diffusion",
+        canvas=len(case.tokens),
+        temperature=0.0,
+        sampler={"edit_threshold": threshold, "max_steps": 8},
+    )
     made = way.request(model, case.prompt, len(case.tokens), settings.seed)
     return replace(made, initial=tuple(int(t) for t in case.tokens), max_canvases=1)
 
@@ -233,14 +247,17 @@ def lines(told: dict[str, Any]) -> list[str]:
         f"{told['model']} on {told['backend']}, {told['device']}",
         f"evaluations a token over {d['length']} tokens: hardest tenth of {d['replies']} replies "
         f"{d['hardest']['nfe_per_token']:.3f} (AR nll {d['hardest']['ar_nll']:.2f}), easiest "
-        f"{d['easiest']['nfe_per_token']:.3f} ({d['easiest']['ar_nll']:.2f}); ratio {d['ratio']:.2f} [{low:.2f}, {high:.2f}]",
+        f"{d['easiest']['nfe_per_token']:.3f} ({d['easiest']['ar_nll']:.2f}); "
+        f"ratio {d['ratio']:.2f} [{low:.2f}, {high:.2f}]",
         "error correction at equal budgets: AR nll (distinct-3), difference to off with 95 % interval",
     ]
     for row in told["correction"]:
         cells = [f"off {row['off']['ar_nll']:.3f} ({row['off']['distinct_3']:.3f})"]
         for name, r in ((n, row[n]) for n in ("editing", "remasking") if n in row):
             low, high = r["interval"]
-            cells.append(f"{name} {r['ar_nll']:.3f} ({r['distinct_3']:.3f}) {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+            cells.append(
+                f"{name} {r['ar_nll']:.3f} ({r['distinct_3']:.3f}) {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            )
         out.append(f"  {row['nfe_per_canvas']:>2} a canvas: " + "; ".join(cells))
     m = told["mending"]
     out.append(

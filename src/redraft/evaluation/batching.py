@@ -17,7 +17,7 @@ from redraft.api import Model
 from redraft.engine import Engine
 from redraft.engine.backend import Backend
 from redraft.evaluation.speed import MODES
-from redraft.evaluation.writing import Progress, Way, fastest_ar, machine
+from redraft.evaluation.writing import DIFFUSION, GREEDY, VERIFIED, Progress, Way, fastest_ar, machine
 
 SIZES = (1, 2, 4, 8)
 
@@ -29,7 +29,7 @@ class Batch:
     tokens: int = 64
     sizes: tuple[int, ...] = SIZES
     repeats: int = 2
-    diffusion: Way = Way("diffusion")
+    diffusion: Way = DIFFUSION
     seed: int = 0
 
 
@@ -51,7 +51,11 @@ def batch(
     cpu_seconds_per_1000_tokens, and gain: throughput over that at one at a time. better_from: for ar and verified the
     smallest size from which on it writes more a second than diffusion at every size measured, None if at none.
     """
-    ways = {"ar": Way("ar", temperature=0.0), "diffusion": settings.diffusion, "verified": Way("verified", temperature=0.0)}
+    ways = {
+        "ar": GREEDY,
+        "diffusion": settings.diffusion,
+        "verified": VERIFIED,
+    }
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], min(32, settings.tokens)))
     runs: dict[tuple[str, int], Load] = {}
     for repeat in range(settings.repeats):
@@ -62,7 +66,10 @@ def batch(
                 made = run(model, backend, ways[mode], prompts, size, settings)
                 if (mode, size) not in runs or made.seconds < runs[mode, size].seconds:
                     runs[mode, size] = made
-    modes = {mode: {str(size): _told(runs, mode, size, settings.sizes[0]) for size in settings.sizes} for mode in MODES}
+    modes = {
+        mode: {str(size): _told(runs, mode, size, settings.sizes[0]) for size in settings.sizes}
+        for mode in MODES
+    }
     return machine(model) | {
         "prompts": len(prompts),
         "tokens_per_prompt": settings.tokens,
@@ -126,11 +133,13 @@ def lines(told: dict[str, Any]) -> list[str]:
     ]
     for mode, m in told["modes"].items():
         cells = [
-            f"{m['sizes'][s]['tokens_per_second']:.0f} ({m['sizes'][s]['cpu_seconds_per_1000_tokens']:.1f})" for s in sizes
+            f"{m['sizes'][s]['tokens_per_second']:.0f} ({m['sizes'][s]['cpu_seconds_per_1000_tokens']:.1f})"
+            for s in sizes
         ]
         out.append(f"{mode:<10}" + "".join(f"{cell:>17}" for cell in cells))
     for mode, size in told["better_from"].items():
         out.append(
-            f"{mode} writes more than diffusion " + ("at none of these sizes" if size is None else f"from {size} at once on")
+            f"{mode} writes more than diffusion "
+            + ("at none of these sizes" if size is None else f"from {size} at once on")
         )
     return out

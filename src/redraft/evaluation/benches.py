@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from redraft.api import Model
 from redraft.errors import RequestError
 from redraft.evaluation import adaptive, batching, frontier, latency, plots, speed
@@ -38,9 +40,15 @@ class Options:
 
     def point(self) -> Way:
         """The one diffusion point. Raises RequestError when several are given."""
-        for flag, values in (("threshold", self.thresholds), ("temperature", self.temperatures), ("canvas", self.canvases)):
+        for flag, values in (
+            ("threshold", self.thresholds),
+            ("temperature", self.temperatures),
+            ("canvas", self.canvases),
+        ):
             if len(values) > 1:
-                raise RequestError(f"this bench measures one point: give --{flag} once (bench frontier takes several)")
+                raise RequestError(
+                    f"this bench measures one point: give --{flag} once (bench frontier takes several)"
+                )
         return Way(
             "diffusion",
             temperature=_only(self.temperatures),
@@ -53,6 +61,12 @@ class Options:
         """(prompts, tokens a prompt)."""
         prompts, tokens = quick if self.quick else usual
         return self.prompts or prompts, self.tokens or tokens
+
+
+def _prompts(
+    model: Model, dialogues: Dialogues, count: int, tokens: int, options: Options
+) -> list[np.ndarray]:
+    return pick_prompts(dialogues, count, tokens, options.seed, model.config.max_position_embeddings)
 
 
 def _only(values: tuple[Any, ...]) -> Any:
@@ -79,7 +93,7 @@ def _speed(model: Model, dialogues: Dialogues, options: Options, progress: Progr
         seed=options.seed,
         peers_folder=options.folder if options.peers else None,
     )
-    return speed.speed(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return speed.speed(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -92,7 +106,7 @@ def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Pro
         diffusion=options.point(),
         seed=options.seed,
     )
-    return latency.latency(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return latency.latency(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -104,7 +118,7 @@ def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progr
         diffusion=options.point(),
         seed=options.seed,
     )
-    return batching.batch(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return batching.batch(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -113,10 +127,14 @@ def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Pr
         raise RequestError("bench frontier sweeps thresholds itself: leave out --effort")
     short = {"thresholds": (0.9, 0.5), "temperatures": (0.0,), "ar_temperatures": (0.0, 0.7, 1.0), "timed": 1}
     chosen: dict[str, Any] = short if options.quick else {}
-    given = {"thresholds": options.thresholds, "temperatures": options.temperatures, "canvases": options.canvases}
+    given = {
+        "thresholds": options.thresholds,
+        "temperatures": options.temperatures,
+        "canvases": options.canvases,
+    }
     chosen |= {name: values for name, values in given.items() if values}
     settings = frontier.Frontier(tokens=tokens, seed=options.seed, **chosen)
-    return frontier.frontier(model, pick_prompts(dialogues, prompts, tokens, options.seed), settings, progress)
+    return frontier.frontier(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 
 
 def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
@@ -132,7 +150,10 @@ def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Pr
 
 BENCHES: dict[str, Bench] = {
     "speed": Bench(
-        "tokens/s of diffusion and verified against AR (about 1 minute)", _speed, speed.lines, plots.plot_speed
+        "tokens/s of diffusion and verified against AR (about 1 minute)",
+        _speed,
+        speed.lines,
+        plots.plot_speed,
     ),
     "latency": Bench(
         "time to the first draft, to the first text and to a whole answer; cold start (about 1 minute)",
@@ -141,7 +162,10 @@ BENCHES: dict[str, Bench] = {
         plots.plot_latency,
     ),
     "batch": Bench(
-        "throughput and CPU seconds by answers at once (about 1 minute)", _batch, batching.lines, plots.plot_batch
+        "throughput and CPU seconds by answers at once (about 1 minute)",
+        _batch,
+        batching.lines,
+        plots.plot_batch,
     ),
     "frontier": Bench(
         "quality beside speed, against AR swept over temperature (about 3 minutes)",
@@ -158,7 +182,9 @@ BENCHES: dict[str, Bench] = {
 }
 
 
-def run_bench(name: str, model: Model, options: Options, progress: Progress = lambda text: None) -> dict[str, Any]:
+def run_bench(
+    name: str, model: Model, options: Options, progress: Progress = lambda text: None
+) -> dict[str, Any]:
     """Measures; the object of `redraft bench NAME --json`, with where its prompts come from."""
     dialogues = load_dialogues(model.tokenizer, options.data, options.split)
     return BENCHES[name].run(model, dialogues, options, progress) | {"source": dialogues.source}

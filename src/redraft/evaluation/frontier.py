@@ -21,7 +21,9 @@ from redraft.evaluation.writing import Bench, Progress, Way, Written, fastest_ar
 AR_TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)
 TEMPERATURES = (0.0, 0.5)
-WORST = 3.0  # percent by which a point's AR NLL may exceed AR's at equal distinct-3 and still count as no worse
+WORST = (
+    3.0  # percent by which a point's AR NLL may exceed AR's at equal distinct-3 and still count as no worse
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def _alone(
     plain, fast = Bench(model), Bench(model, ar_backend)
     out: list[list[Written]] = [[] for _ in ways]
     for way in ways:  # warm up: caches for the canvas lengths and row counts to come
-        (fast if way.decode == "ar" else plain).write(way.request(model, prompts[0], min(16, settings.tokens)))
+        (fast if way.decode == "ar" else plain).write(
+            way.request(model, prompts[0], min(16, settings.tokens))
+        )
     for number, prompt in enumerate(prompts):
         progress(f"speed, prompt {number + 1} of {len(prompts)}")
         for i, way in enumerate(ways):
@@ -149,7 +153,9 @@ def _alone(
     return out
 
 
-def compare(points: list[dict[str, Any]], qualities: Sequence[Quality], draws: int = 500, seed: int = 0) -> None:
+def compare(
+    points: list[dict[str, Any]], qualities: Sequence[Quality], draws: int = 500, seed: int = 0
+) -> None:
     """Adds to each point excess_percent, its 95 % interval by drawing prompts anew (distinct-3 held, since copies of a
     prompt would lower it), and inside: whether AR's curve reaches on both sides of its distinct-3."""
     ar = [i for i, p in enumerate(points) if p["decode"] == "ar"]
@@ -188,7 +194,8 @@ def lines(told: dict[str, Any]) -> list[str]:
     out = [
         f"{told['model']} on {told['backend']}, {told['device']}: {told['prompts']} prompts, "
         f"{told['tokens_per_prompt']} new tokens each",
-        f"{'point':<26} {'tokens/s':>9} {'TPF':>5} {'AR nll':>7} {'entropy':>8} {'distinct-3':>10}   over AR's frontier",
+        f"{'point':<26} {'tokens/s':>9} {'TPF':>5} {'AR nll':>7} {'entropy':>8} {'distinct-3':>10}"
+        "   over AR's frontier",
     ]
     for p in told["points"]:
         low, high = p["excess_interval"]

@@ -19,13 +19,12 @@ from redraft.errors import RequestError
 from redraft.evaluation.writing import Progress
 from redraft.hub.tokenizer import Tokenizer
 
-
 GROUP = 200  # documents between two signs of life; alike in length, they fill batches better
 
 
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """documents: how many, drawn by seed; None for all. copies: corrupted copies of each canvas, at least 2."""
+    """documents: how many, drawn by seed; None for all. copies: corrupted copies of each canvas, an even number."""
 
     split: str = "valid"
     documents: int | None = None
@@ -56,21 +55,27 @@ def likelihood(
     config = model.config
     if config.mask_token_id is None or config.null_token_id is None:
         raise RequestError("eval likelihood needs a model with mask and null tokens")
-    if settings.copies < 2:
-        raise RequestError("--copies must be 2 or more: one copy has no standard error")
+    if settings.copies < 2 or settings.copies % 2:
+        raise RequestError("--copies must be an even number: two halves give the standard error")
     tokenizer = Tokenizer.load(folder)
     corpus = Corpus(data, settings.split)
     documents, byte_count = chosen(corpus, tokenizer, settings)
     longest = max(map(len, documents))
     if longest > config.max_position_embeddings:
-        raise RequestError(f"a document has {longest} tokens and the context {config.max_position_embeddings}")
+        raise RequestError(
+            f"a document has {longest} tokens and the context {config.max_position_embeddings}"
+        )
     canvas = settings.canvas or config.canvas_length
     parts = []
     for at in range(0, len(documents), GROUP):
         progress(f"{settings.split}: {at} of {len(documents)} documents")
         group = documents[at : at + GROUP]
-        parts.append(held_out(_objective(model), group, canvas, settings.copies, settings.batch, settings.seed + at))
-    ar, nelbo = sum(p.ar_nll for p in parts), sum(p.nelbo for p in parts)
+        parts.append(
+            held_out(_objective(model), group, canvas, settings.copies, settings.batch, settings.seed + at)
+        )
+    nelbo = sum(p.nelbo for p in parts)
+    # None where the encode role isn't causal and so gives no likelihood.
+    ar = sum(p.ar_nll or 0.0 for p in parts) if parts[0].ar_nll is not None else None
     error = sum(p.nelbo_se**2 for p in parts) ** 0.5
     tokens = sum(p.ar_tokens for p in parts)
     return {
@@ -81,8 +86,8 @@ def likelihood(
         "bytes": byte_count,
         "canvas": canvas,
         "copies": settings.copies,
-        "ar_nats_per_token": ar / tokens,
-        "ar_bits_per_byte": ar / log(2) / byte_count,
+        "ar_nats_per_token": None if ar is None else ar / tokens,
+        "ar_bits_per_byte": None if ar is None else ar / log(2) / byte_count,
         "nelbo_nats_per_token": nelbo / tokens,
         "nelbo_nats_per_token_se": error / tokens,
         "nelbo_bits_per_byte": nelbo / log(2) / byte_count,
@@ -135,7 +140,10 @@ def lines(told: dict[str, Any]) -> list[str]:
     """The report for a person."""
     return [
         f"{told['split']}: {told['documents']} documents, {told['tokens']} tokens, {told['bytes']} bytes",
-        f"  AR     {told['ar_nats_per_token']:.4f} nats a token, {told['ar_bits_per_byte']:.4f} bits a byte",
+        "  AR     none: the encode role isn't causal"
+        if told["ar_nats_per_token"] is None
+        else f"  AR     {told['ar_nats_per_token']:.4f} nats a token, {told['ar_bits_per_byte']:.4f} bits a byte",
         f"  NELBO  {told['nelbo_nats_per_token']:.4f} ± {told['nelbo_nats_per_token_se']:.4f} nats a token, "
-        f"{told['nelbo_bits_per_byte']:.4f} ± {told['nelbo_bits_per_byte_se']:.4f} bits a byte (canvas {told['canvas']})",
+        f"{told['nelbo_bits_per_byte']:.4f} ± {told['nelbo_bits_per_byte_se']:.4f} bits a byte "
+        f"(canvas {told['canvas']})",
     ]

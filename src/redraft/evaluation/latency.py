@@ -15,20 +15,30 @@ import numpy as np
 from redraft.api import Model
 from redraft.errors import RedraftError
 from redraft.evaluation.speed import MODES
-from redraft.evaluation.writing import Bench, Progress, Way, Written, fastest_ar, machine
+from redraft.evaluation.writing import (
+    DIFFUSION,
+    GREEDY,
+    VERIFIED,
+    Bench,
+    Progress,
+    Way,
+    Written,
+    fastest_ar,
+    machine,
+)
 
 COLD_PROMPT = "Hi, I need a table for two in San Jose tonight."
 
 
 @dataclass(frozen=True)
 class Latency:
-    """tokens: length of the answers. cold_starts: fresh processes of `redraft run`; model: what they are told to load."""
+    """tokens: length of the answers. cold_starts: fresh processes of `redraft run`; model: what they load."""
 
     tokens: int = 256
     cold_starts: int = 5
     model: str = ""
     backend: str = "auto"
-    diffusion: Way = Way("diffusion")
+    diffusion: Way = DIFFUSION
     seed: int = 0
 
 
@@ -38,7 +48,11 @@ def latency(
     """The object of `redraft bench latency --json`: for each mode p50 and p95, in seconds from the request on, its
     prompt read anew, of the first draft (AR's and verified's first token), the first committed text and the whole
     answer; cold_start: from a process's start to the first draft of `redraft run`."""
-    ways = {"ar": Way("ar", temperature=0.0), "diffusion": settings.diffusion, "verified": Way("verified", temperature=0.0)}
+    ways = {
+        "ar": GREEDY,
+        "diffusion": settings.diffusion,
+        "verified": VERIFIED,
+    }
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], min(32, settings.tokens)))
     benches = {mode: Bench(model, ar_backend if mode == "ar" else None) for mode in MODES}
     runs: dict[str, list[Written]] = {mode: [] for mode in MODES}
@@ -83,7 +97,17 @@ def cold_start(model: str, backend: str = "auto", tokens: int = 16) -> float:
     From the start to the line of JSON, less what the answer took after its first draft by its own clock. Raises
     RedraftError when the process fails.
     """
-    command = [sys.executable, "-m", "redraft.cli.main", "run", "--json", "--seed", "0", "--max-tokens", str(tokens)]
+    command = [
+        sys.executable,
+        "-m",
+        "redraft.cli.main",
+        "run",
+        "--json",
+        "--seed",
+        "0",
+        "--max-tokens",
+        str(tokens),
+    ]
     command += ["--backend", backend, *(["--model", model] if model else []), COLD_PROMPT]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -105,10 +129,14 @@ def lines(told: dict[str, Any]) -> list[str]:
         f"{'mode':<10} {'first draft':>15} {'first text':>15} {'answer':>17}",
     ]
     for mode, m in told["modes"].items():
-        cells = [f"{1000 * m[k]['p50']:.1f} / {1000 * m[k]['p95']:.1f}" for k in ("first_draft", "first_commit", "answer")]
+        cells = [
+            f"{1000 * m[k]['p50']:.1f} / {1000 * m[k]['p95']:.1f}"
+            for k in ("first_draft", "first_commit", "answer")
+        ]
         out.append(f"{mode:<10} {cells[0]:>15} {cells[1]:>15} {cells[2]:>17}")
     if told["cold_start"]:
         out.append(
-            f"cold start of redraft run, to the first draft: {told['cold_start']['p50']:.2f} s / {told['cold_start']['p95']:.2f} s"
+            f"cold start of redraft run, to the first draft: {told['cold_start']['p50']:.2f} s / "
+            f"{told['cold_start']['p95']:.2f} s"
         )
     return out

@@ -1,4 +1,4 @@
-"""Outside programs that run AR on the same weights, where they're installed. A new one is a class and a line in PEERS."""
+"""Outside programs that run AR on the same weights, where installed. A new one is a class and a line in PEERS."""
 
 from __future__ import annotations
 

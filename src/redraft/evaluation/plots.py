@@ -52,16 +52,34 @@ def plot_frontier(told: dict[str, Any], path: Path) -> None:
     ar = sorted((p for p in told["points"] if p["decode"] == "ar"), key=lambda p: p["temperature"])
     left.plot([p["distinct_3"] for p in ar], [p["ar_nll"] for p in ar], "o-", color=COLOURS["ar"], label="AR")
     for p in ar:
-        left.annotate(f"T={p['temperature']:g}", (p["distinct_3"], p["ar_nll"]), fontsize=7, xytext=(3, -8), textcoords="offset points")
+        left.annotate(
+            f"T={p['temperature']:g}",
+            (p["distinct_3"], p["ar_nll"]),
+            fontsize=7,
+            xytext=(3, -8),
+            textcoords="offset points",
+        )
     drawn = [p for p in told["points"] if p["decode"] == "diffusion"]
     size = [40 * p["tokens_per_forward"] for p in drawn]
-    left.scatter([p["distinct_3"] for p in drawn], [p["ar_nll"] for p in drawn], size, color=COLOURS["diffusion"], alpha=0.6, label="diffusion (size: tokens per forward)")
+    left.scatter(
+        [p["distinct_3"] for p in drawn],
+        [p["ar_nll"] for p in drawn],
+        size,
+        color=COLOURS["diffusion"],
+        alpha=0.6,
+        label="diffusion (size: tokens per forward)",
+    )
     left.set(xlabel="distinct-3", ylabel="AR NLL, nats a token")
     left.legend(fontsize=8)
     base = max((p["tokens_per_second"] for p in ar), default=0.0) or 1.0
     for decode in ("diffusion", "verified"):
         some = [p for p in told["points"] if p["decode"] == decode]
-        right.scatter([p["tokens_per_second"] / base for p in some], [p["excess_percent"] for p in some], color=COLOURS[decode], label=decode)
+        right.scatter(
+            [p["tokens_per_second"] / base for p in some],
+            [p["excess_percent"] for p in some],
+            color=COLOURS[decode],
+            label=decode,
+        )
     right.axhline(told["worst_excess_percent"], color="tab:red", linewidth=1, linestyle="--")
     right.axvline(1.0, color=COLOURS["ar"], linewidth=1)
     right.set(xlabel="tokens/s over AR's", ylabel="AR NLL over AR's frontier, %")
@@ -90,10 +108,17 @@ def plot_latency(told: dict[str, Any], path: Path) -> None:
     """p50 and p95 until the first draft, the first text and the whole answer."""
     made, axes = figure(3)
     for axis, (key, title) in zip(
-        axes[0], (("first_draft", "first draft"), ("first_commit", "first text"), ("answer", "answer")), strict=True
+        axes[0],
+        (("first_draft", "first draft"), ("first_commit", "first text"), ("answer", "answer")),
+        strict=True,
     ):
         for number, (mode, m) in enumerate(told["modes"].items()):
-            axis.bar([number - 0.2, number + 0.2], [1000 * m[key]["p50"], 1000 * m[key]["p95"]], 0.35, color=COLOURS[mode])
+            axis.bar(
+                [number - 0.2, number + 0.2],
+                [1000 * m[key]["p50"], 1000 * m[key]["p95"]],
+                0.35,
+                color=COLOURS[mode],
+            )
         axis.set_xticks(range(len(told["modes"])), list(told["modes"]))
         axis.set(title=f"{title}: p50, p95", ylabel="ms")
     save(made, path)
@@ -103,7 +128,10 @@ def plot_batch(told: dict[str, Any], path: Path) -> None:
     """Throughput and processor seconds per 1,000 tokens by answers at once."""
     made, axes = figure(2)
     for axis, key, label in zip(
-        axes[0], ("tokens_per_second", "cpu_seconds_per_1000_tokens"), ("tokens/s", "CPU seconds per 1,000 tokens"), strict=True
+        axes[0],
+        ("tokens_per_second", "cpu_seconds_per_1000_tokens"),
+        ("tokens/s", "CPU seconds per 1,000 tokens"),
+        strict=True,
     ):
         for mode, m in told["modes"].items():
             sizes = [int(s) for s in m["sizes"]]
@@ -121,7 +149,10 @@ def plot_adaptive(told: dict[str, Any], path: Path) -> None:
     first, second, third = axes[0]
     names = ["easiest", "hardest"]
     rows = [told["difficulty"][n] for n in names]
-    spread = [[r["nfe_per_token"] - r["interval"][0] for r in rows], [r["interval"][1] - r["nfe_per_token"] for r in rows]]
+    spread = [
+        [r["nfe_per_token"] - r["interval"][0] for r in rows],
+        [r["interval"][1] - r["nfe_per_token"] for r in rows],
+    ]
     first.bar(names, [r["nfe_per_token"] for r in rows], yerr=spread, color=COLOURS["diffusion"])
     first.set(ylabel="evaluations a token", title="tenths of replies by AR NLL")
     budgets = [row["nfe_per_canvas"] for row in told["correction"]]

@@ -71,7 +71,9 @@ def replies(document: np.ndarray, speaker: int, ends: Sequence[int]) -> Iterator
 def _from_sample(tokenizer: Tokenizer) -> Iterator[tuple[Reply, ...]]:
     """The packaged dialogues through the model's chat template, so that any model can be measured on them."""
     if tokenizer.template is None:
-        raise RequestError("this model has no chat template to put dialogues into: give prepared ones with --data")
+        raise RequestError(
+            "this model has no chat template to put dialogues into: give prepared ones with --data"
+        )
     text = importlib.resources.files("redraft.evaluation").joinpath("data/dialogues.jsonl").read_text("utf-8")
     for line in text.splitlines():
         messages = to_messages(json.loads(line)["text"])
@@ -93,18 +95,21 @@ def to_messages(transcript: str) -> list[dict[str, Any]]:
     return messages
 
 
-def pick_prompts(dialogues: Dialogues, count: int, tokens: int, seed: int = 0) -> list[np.ndarray]:
+def pick_prompts(
+    dialogues: Dialogues, count: int, tokens: int, seed: int = 0, context: int = 2 * LONGEST
+) -> list[np.ndarray]:
     """`count` prompts, int64 each, one a dialogue as long as there are enough dialogues, a fixed choice for a seed.
 
-    Those after which the dialogue went on for at least `tokens` more are taken first: a text that is continued past
+    Prompts have at most LONGEST tokens and leave `tokens` of the context free. Those after which the dialogue went on for at least `tokens` more are taken first: a text that is continued past
     the end of its dialogue has no right continuation. Raises RequestError when there aren't so many.
     """
     rng = np.random.default_rng(seed)
+    longest = min(LONGEST, context - tokens)
     order = rng.permutation(len(dialogues.replies))
     fitting: list[list[np.ndarray]] = []
     spare: list[np.ndarray] = []
     for i in order:
-        short = [r for r in dialogues.replies[i] if len(r.prompt) <= LONGEST]
+        short = [r for r in dialogues.replies[i] if len(r.prompt) <= longest]
         good = [r.prompt for r in short if r.left >= tokens]
         fitting.append([good[j] for j in rng.permutation(len(good))])
         spare.extend(r.prompt for r in short if r.left < tokens)
@@ -113,5 +118,7 @@ def pick_prompts(dialogues: Dialogues, count: int, tokens: int, seed: int = 0) -
         chosen.extend(own.pop() for own in fitting if own)
     chosen.extend(spare)
     if len(chosen) < count:
-        raise RequestError(f"there are {len(chosen)} prompts in {dialogues.source}: ask for fewer with --prompts")
+        raise RequestError(
+            f"there are {len(chosen)} prompts of up to {longest} tokens in {dialogues.source}: ask for fewer with --prompts"
+        )
     return chosen[:count]

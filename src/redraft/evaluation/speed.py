@@ -20,7 +20,17 @@ from redraft.engine.backend import Backend, Pass
 from redraft.evaluation.peers import PEERS
 from redraft.evaluation.quality import Quality, judge
 from redraft.evaluation.text import bootstrap_ratio
-from redraft.evaluation.writing import Bench, Progress, Way, Written, fastest_ar, machine
+from redraft.evaluation.writing import (
+    DIFFUSION,
+    GREEDY,
+    VERIFIED,
+    Bench,
+    Progress,
+    Way,
+    Written,
+    fastest_ar,
+    machine,
+)
 
 MODES = ("ar", "diffusion", "verified")
 CANVASES = (4, 8, 16, 32)
@@ -34,8 +44,8 @@ class Speed:
 
     tokens: int = 128
     repeats: int = 2
-    diffusion: Way = Way("diffusion")
-    verified: Way = Way("verified", temperature=0.0)
+    diffusion: Way = DIFFUSION
+    verified: Way = VERIFIED
     seed: int = 0
     peers_folder: Path | None = None
 
@@ -50,7 +60,7 @@ def speed(
     second to AR's; bound: TPF ÷ (canvas step ÷ AR step) by the network's time alone, what the model allows if
     everything outside the network were free. costs: the network's time for AR and canvas steps of several lengths.
     """
-    ways = {"ar": Way("ar", temperature=0.0), "diffusion": settings.diffusion, "verified": settings.verified}
+    ways = {"ar": GREEDY, "diffusion": settings.diffusion, "verified": settings.verified}
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], settings.tokens))
     benches = {mode: Bench(model, ar_backend if mode == "ar" else None) for mode in ways}
     runs: dict[str, list[Written]] = {mode: [] for mode in ways}
@@ -67,7 +77,9 @@ def speed(
         for mode, run in best.items():
             runs[mode].append(run)
     progress("judging the text")
-    qualities = dict(zip(ways, judge(model.backend, prompts, [[r.tokens for r in runs[m]] for m in ways]), strict=True))
+    qualities = dict(
+        zip(ways, judge(model.backend, prompts, [[r.tokens for r in runs[m]] for m in ways]), strict=True)
+    )
     modes = {mode: summary(runs[mode], qualities[mode]) for mode in MODES}
     out = machine(model) | {
         "prompts": len(prompts),
@@ -137,7 +149,10 @@ def costs(
         for name, call in calls.items():
             times[name].append(_timed(call))
     out = {f"{name}_ms": 1000 * median(t) for name, t in times.items()}
-    return out | {"context": context, "over_ar": {n: out[f"{n}_ms"] / out["ar_ms"] for n in calls if n != "ar"}}
+    return out | {
+        "context": context,
+        "over_ar": {n: out[f"{n}_ms"] / out["ar_ms"] for n in calls if n != "ar"},
+    }
 
 
 def _call(backend: Backend, text: np.ndarray, encode: int, slots: int, mask: int = 0) -> Callable[[], None]:

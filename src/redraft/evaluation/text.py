@@ -95,7 +95,9 @@ def _ids(tokens: Tokens) -> np.ndarray:
     return np.asarray(tokens, dtype=np.int64)
 
 
-def bootstrap(values: np.ndarray, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def bootstrap(
+    values: np.ndarray, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile interval of the mean of float64 [n], by drawing the n values anew with replacement."""
     rng = np.random.Generator(np.random.Philox(seed))
     means = values[rng.integers(0, len(values), (draws, len(values)))].mean(axis=1)

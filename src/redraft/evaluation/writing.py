@@ -115,7 +115,9 @@ def _written(ticket: Ticket, network: float, sampling: float, first_commit: floa
     )
 
 
-def write_all(model: Model, requests: Sequence[Request], batch: int, backend: Backend | None = None) -> list[Ticket]:
+def write_all(
+    model: Model, requests: Sequence[Request], batch: int, backend: Backend | None = None
+) -> list[Ticket]:
     """Runs requests `batch` at a time, for their text: faster than one by one and the same token ids."""
     engine = Engine(backend or model.backend, model.tokenizer.token_bytes, max_batch=batch, prefix_contexts=0)
     tickets = [engine.submit(request) for request in requests]
@@ -162,6 +164,9 @@ class Way:
         if self.decode == "diffusion":
             out |= {"threshold": sampler.threshold, "edit_threshold": sampler.edit_threshold}
         return out
+
+
+DIFFUSION, GREEDY, VERIFIED = Way("diffusion"), Way("ar", temperature=0.0), Way("verified", temperature=0.0)
 
 
 def _anything(model: Model) -> Any:

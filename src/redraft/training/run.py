@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
+from redraft.hub.runs import complete, newest
 from redraft.training import checkpoints, metrics, optim, samples, start
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
@@ -88,14 +89,14 @@ class Run:
         self.seconds_before = self.agreed_seconds = self.state.seconds
 
     def _resume(self) -> None:
-        found = checkpoints.complete(self.folder)
+        found = complete(self.folder)
         checkpoints.restore(self.state, found[-1])
         if self.world.first:
             metrics.drop_after(self.folder, self.state.step)
         self.reporter.message(f"resumed {found[-1]}")
 
     def _make_folder(self, resume: bool) -> None:
-        if resume and not checkpoints.complete(self.folder):
+        if resume and not complete(self.folder):
             raise RequestError(
                 f"{self.folder} holds no complete checkpoint to resume from; start without --resume"
             )
@@ -109,7 +110,7 @@ class Run:
             raise failed or RequestError(f"run folder {self.folder} can't be used: see the first process")
 
     def _write_recipe(self, resume: bool) -> None:
-        if not resume and checkpoints.complete(self.folder):
+        if not resume and complete(self.folder):
             raise RequestError(
                 f"{self.folder} already holds a run; go on with --resume or choose another folder"
             )
@@ -207,7 +208,7 @@ class Run:
         }
 
     def _diverged(self) -> str:
-        good = checkpoints.complete(self.folder)
+        good = complete(self.folder)
         then = f"{good[-1]} is good: resume from it" if good else "start again"
         return (
             f"the loss is not finite at step {self.state.step}; {then} with a lower optimizer.learning_rate"
@@ -234,7 +235,7 @@ class Run:
             from redraft.training.plot import plot_losses
 
             plot_losses(self.folder / metrics.METRICS, self.folder / "loss.png", self.reporter.message)
-        return checkpoints.complete(self.folder)[-1]
+        return complete(self.folder)[-1]
 
     def _loop(self, sampler: Sampler | None, interrupt: Interrupt) -> None:
         train = self.recipe.train
@@ -311,7 +312,7 @@ def _make_distilled(recipe: Recipe, reporter: Reporter) -> None:
             time.sleep(1)
         return
     if not made.exists():
-        model = checkpoints.newest(recipe.init)
+        model = newest(recipe.init)
         distill(model, recipe.data, recipe.distill, recipe.train.seed, reporter.message)
 
 

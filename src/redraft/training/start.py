@@ -14,7 +14,7 @@ from redraft.denoiser import checkpoint
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RequestError
-from redraft.training import checkpoints
+from redraft.hub.runs import newest
 from redraft.training.data import Corpus
 from redraft.training.packing import Rows
 from redraft.training.recipe import Recipe
@@ -111,7 +111,7 @@ def network(recipe: Recipe, tokenizer: Tokenizer) -> Denoiser:
         model = Denoiser(wanted)
         model.reset_parameters(torch.Generator().manual_seed(recipe.train.seed))
         return model
-    model = checkpoint.load(checkpoints.newest(recipe.init)).train()
+    model = checkpoint.load(newest(recipe.init)).train()
     have = model.config
     same = all(getattr(have, n) == getattr(wanted, n) for n in ("mask_token_id", "null_token_id"))
     if have.vocab_size < wanted.vocab_size or not same:

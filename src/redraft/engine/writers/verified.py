@@ -11,19 +11,31 @@ drafter: TiDAR, I-DLM.)
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.events import Step
 from redraft.engine.writers.base import Event, Writer
-from redraft.sampling import Canvas, advance, begin, choose, outcome, wanted
+from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, outcome, wanted
 
 
 class Verified(Writer):
     encode_prompt = "last"
     canvas: Canvas | None = None
     _proposal: tuple[int, ...] = ()
+
+    @cached_property
+    def _draft_settings(self) -> SamplerSettings:
+        return replace(
+            self.request.sampler,
+            max_steps=self.request.draft_steps,
+            steps=None,
+            accept="threshold",
+            edit_threshold=None,
+            remask=None,
+        )
 
     def after_prompt(self, result: PassResult) -> list[Event]:
         return [self._verify(result.encode)]
@@ -50,15 +62,7 @@ class Verified(Writer):
         slots = min(request.sampler.canvas_length, room, left)
         if slots < 2 or (self._proposal and request.draft_layout == "separate"):
             return None
-        settings = replace(
-            request.sampler,
-            canvas_length=slots,
-            max_steps=request.draft_steps,
-            steps=None,
-            accept="threshold",
-            edit_threshold=None,
-            remask=None,
-        )
+        settings = self.resized(self._draft_settings, slots)
         position = len(self.output.tokens) + len(self._proposal)
         chosen = [*self.output.tokens, *self._proposal]
         return begin(settings, self.vocabulary, request.key, position, chosen=chosen)

@@ -1,0 +1,272 @@
+"""Measured numbers in Markdown, kept between comments so that one command renews them all:
+
+<!-- numbers:speed -->           a table of a whole bench, a name in BLOCKS
+<!-- /numbers -->
+… <!-- numbers:speed.ratio.diffusion|.2f -->1.42<!-- /numbers --> …     one value of the results, with its format
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redraft.errors import RequestError
+from redraft.files import write_atomically
+from redraft.hub.names import did_you_mean
+
+_MARK = re.compile(r"<!--\s*(?:numbers:([^\s>]+?)|(/numbers))\s*-->")
+
+Results = Mapping[str, Any]
+
+
+def rewrite(text: str, results: Results) -> str:
+    """The text with what stands between each pair of marks renewed; the rest is left as it is.
+
+    Raises RequestError for an unknown name and for marks that don't come in pairs.
+    """
+    out, at = [], 0
+    marks = list(_MARK.finditer(text))
+    for opening, closing in zip(marks[::2], [*marks[1::2], None], strict=False):
+        if opening[1] is None:
+            raise RequestError("a <!-- /numbers --> has no beginning before it")
+        if closing is None or closing[2] is None:
+            raise RequestError(f"<!-- numbers:{opening[1]} --> has no <!-- /numbers --> after it")
+        new = value_of(opening[1], results)
+        inline = "\n" not in text[opening.end() : closing.start()] and "\n" not in new
+        out += [text[at : opening.end()], new if inline else f"\n{new.strip()}\n"]
+        at = closing.start()
+    return "".join(out) + text[at:]
+
+
+def rewrite_file(path: Path, results: Results) -> bool:
+    """`rewrite` on a file; whether it changed. Raises RequestError when it can't be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} can't be read: {error}") from None
+    try:
+        new = rewrite(text, results)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+    if new != text:
+        write_atomically(path, new.encode())
+    return new != text
+
+
+def value_of(name: str, results: Results) -> str:
+    """A block, or a value by its dotted path and an optional format after "|"."""
+    if name in BLOCKS:
+        block, needs = BLOCKS[name]
+        if needs not in results:
+            raise RequestError(
+                f"numbers:{name} needs {needs}, which the results don't hold: measure it first"
+            )
+        return block(results)
+    path, _, form = name.partition("|")
+    value: Any = results
+    for key in path.split("."):
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, Sequence) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            hint = did_you_mean(name, BLOCKS)
+            raise RequestError(f"the results hold no numbers:{path}{hint}")
+    try:
+        return format(value, form)
+    except (TypeError, ValueError):
+        raise RequestError(f"numbers:{name} is no value that can be written as {form or 'text'}") from None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    line = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *rows))
+
+
+def where(told: Results) -> str:
+    """One line: what a table was measured on."""
+    about = told["machine"]
+    on = about.get("gpu") or f"{about['cpu']}, {about['cores']} cores"
+    return f"{told['model']} on {told['backend']}, {on}."
+
+
+def speed(results: Results) -> str:
+    told = results["speed"]
+    rows = [
+        [
+            mode,
+            f"{m['tokens_per_second']:.0f}",
+            f"{told['ratio'][mode]:.2f}" if mode in told["ratio"] else "1",
+            f"{told['bound'][mode]:.2f}" if mode in told["bound"] else "",
+            f"{m['step_ms']:.2f}",
+            f"{m['tokens_per_forward']:.2f}",
+            f"{m['ar_nll']:.3f}",
+            f"{m['distinct_3']:.3f}",
+            "/".join(f"{100 * m['split'][part]:.0f}" for part in ("network", "sampling", "python")),
+        ]
+        for mode, m in told["modes"].items()
+    ]
+    head = [
+        "mode",
+        "tokens/s",
+        "× AR",
+        "bound",
+        "step, ms",
+        "TPF",
+        "AR NLL",
+        "distinct-3",
+        "network/sampling/Python, %",
+    ]
+    note = f"{told['prompts']} prompts, {told['tokens_per_prompt']} new tokens each. {where(told)}"
+    return table(head, rows) + "\n\n" + note
+
+
+def latency(results: Results) -> str:
+    told = results["latency"]
+    keys = ("first_draft", "first_commit", "answer")
+    rows = [
+        [mode, *(f"{1000 * m[k]['p50']:.0f} / {1000 * m[k]['p95']:.0f}" for k in keys)]
+        for mode, m in told["modes"].items()
+    ]
+    out = table(["mode", "first draft", "first text", f"answer of {told['tokens_per_prompt']} tokens"], rows)
+    cold = told["cold_start"]
+    start = f" Cold start of `redraft run`: {cold['p50']:.2f} / {cold['p95']:.2f} s." if cold else ""
+    return f"{out}\n\nMilliseconds, p50 / p95, prompt included.{start} {where(told)}"
+
+
+def batch(results: Results) -> str:
+    told = results["batch"]
+    sizes = list(told["modes"]["ar"]["sizes"])
+    rows = [
+        [
+            mode,
+            *(
+                f"{m['sizes'][s]['tokens_per_second']:.0f} ({m['sizes'][s]['cpu_seconds_per_1000_tokens']:.1f})"
+                for s in sizes
+            ),
+        ]
+        for mode, m in told["modes"].items()
+    ]
+    better = "; ".join(
+        f"{mode} writes more than diffusion "
+        + ("at none of these sizes" if n is None else f"from {n} at once on")
+        for mode, n in told["better_from"].items()
+    )
+    out = table(["answers at once", *sizes], rows)
+    return f"{out}\n\nTokens/s (CPU seconds per 1,000 tokens); {better}. {where(told)}"
+
+
+def frontier(results: Results, key: str = "frontier") -> str:
+    told = results[key]
+    rows = [
+        [
+            p["name"],
+            f"{p['tokens_per_second']:.0f}",
+            f"{p['tokens_per_forward']:.2f}",
+            f"{p['ar_nll']:.3f}",
+            f"{p['entropy']:.2f}",
+            f"{p['distinct_3']:.3f}",
+            ""
+            if p["decode"] == "ar"
+            else f"{p['excess_percent']:+.1f} % [{p['excess_interval'][0]:+.1f}, "
+            f"{p['excess_interval'][1]:+.1f}]" + ("" if p["inside"] else " *"),
+        ]
+        for p in told["points"]
+    ]
+    head = ["point", "tokens/s", "TPF", "AR NLL", "entropy", "distinct-3", "over AR's frontier"]
+    out = table(head, rows)
+    best = told["best"]["name"] if told["best"] else "none"
+    star = "" if all(p["inside"] for p in told["points"]) else " \\* outside the range of AR's distinct-3."
+    return (
+        f"{out}\n\n{told['prompts']} prompts, {told['tokens_per_prompt']} new tokens each; fastest point at most "
+        f"{told['worst_excess_percent']:g} % over AR's frontier: {best}.{star} {where(told)}"
+    )
+
+
+def adaptive(results: Results) -> str:
+    told = results["adaptive"]
+    d, m = told["difficulty"], told["mending"]
+    rows = [
+        [name, str(d[name]["replies"]), f"{d[name]['ar_nll']:.2f}", f"{d[name]['nfe_per_token']:.3f}"]
+        for name in ("hardest", "easiest")
+    ]
+    low, high = d["ratio_interval"]
+    parts = [
+        table(["tenth of replies", "replies", "AR NLL", "evaluations a token"], rows),
+        f"Ratio {d['ratio']:.2f} [{low:.2f}, {high:.2f}], {d['length']} tokens each.",
+    ]
+    names = [n for n in ("editing", "remasking") if all(n in row for row in told["correction"])]
+    rows = []
+    for row in told["correction"]:
+        cells = [str(row["nfe_per_canvas"]), f"{row['off']['ar_nll']:.3f}"]
+        for name in names:
+            low, high = row[name]["interval"]
+            cells.append(
+                f"{row[name]['ar_nll']:.3f} ({row[name]['difference']:+.3f} [{low:+.3f}, {high:+.3f}])"
+            )
+        rows.append(cells)
+    parts.append(table(["evaluations a canvas", "AR NLL, off", *names], rows))
+    rows = [
+        [
+            f"{r['edit_threshold']:g}",
+            f"{100 * r['repaired']:.0f} %",
+            f"{100 * r['otherwise']:.0f} %",
+            f"{100 * r['spoiled']:.1f} %",
+            f"{r['ar_nll']:.3f}",
+        ]
+        for r in m["thresholds"]
+    ]
+    parts.append(
+        table(
+            ["edit threshold", "wrong: repaired", "wrong: changed otherwise", "right: spoiled", "AR NLL"],
+            rows,
+        )
+    )
+    parts.append(
+        f"{m['swapped']} of {m['tokens']} settled tokens swapped; AR NLL {m['ar_nll_before']:.3f} before, "
+        f"{m['ar_nll_damaged']:.3f} damaged. {where(told)}"
+    )
+    return "\n\n".join(parts)
+
+
+def likelihood(results: Results) -> str:
+    rows = [
+        [
+            split,
+            str(told["documents"]),
+            *(
+                "–" if told[k] is None else f"{told[k]:.3f}"
+                for k in ("ar_nats_per_token", "ar_bits_per_byte")
+            ),
+            f"{told['nelbo_nats_per_token']:.3f} ± {told['nelbo_nats_per_token_se']:.3f}",
+            f"{told['nelbo_bits_per_byte']:.3f} ± {told['nelbo_bits_per_byte_se']:.3f}",
+        ]
+        for split, told in results["likelihood"].items()
+    ]
+    return table(
+        ["split", "dialogues", "AR nats/token", "AR bits/byte", "NELBO nats/token", "NELBO bits/byte"], rows
+    )
+
+
+def training(results: Results) -> str:
+    rows = [
+        [t["stage"], str(t["steps"]), f"{t['seconds'] / 60:.0f}", f"{t['tokens'] / 1e6:.2f}", t["machine"]]
+        for t in results["training"]
+    ]
+    return table(["stage", "steps", "minutes", "million tokens", "machine"], rows)
+
+
+# name: what writes it, and what the results must hold for it. A new block is a function and one line here.
+BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
+    "speed": (speed, "speed"),
+    "latency": (latency, "latency"),
+    "batch": (batch, "batch"),
+    "frontier": (frontier, "frontier"),
+    "frontier-before": (lambda results: frontier(results, "frontier_before"), "frontier_before"),
+    "adaptive": (adaptive, "adaptive"),
+    "likelihood": (likelihood, "likelihood"),
+    "training": (training, "training"),
+}
