@@ -70,6 +70,7 @@ def test_freed_blocks_are_used_again() -> None:
     """Thirty large blocks, one after the other, fault their pages in once and not thirty times."""
     code = """
 import resource
+from redraft.training.memory import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(30):
