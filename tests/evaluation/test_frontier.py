@@ -15,7 +15,7 @@ from redraft.evaluation import frontier as f
 from redraft.evaluation.benches import BENCHES, Options, run_bench
 from redraft.evaluation.prompts import Dialogues, pick_prompts
 from redraft.evaluation.quality import Quality, judge
-from redraft.evaluation.text import continuation_nll, distinct
+from redraft.evaluation.text import continuation_nll
 
 CURVE = f.Curve.through([0.2, 0.4, 0.8], [1.0, 2.0, 3.0])
 share = st.floats(0.01, 1.0)

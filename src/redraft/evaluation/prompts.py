@@ -100,8 +100,9 @@ def pick_prompts(
 ) -> list[np.ndarray]:
     """`count` prompts, int64 each, one a dialogue as long as there are enough dialogues, a fixed choice for a seed.
 
-    Prompts have at most LONGEST tokens and leave `tokens` of the context free. Those after which the dialogue went on for at least `tokens` more are taken first: a text that is continued past
-    the end of its dialogue has no right continuation. Raises RequestError when there aren't so many.
+    They have at most LONGEST tokens and leave `tokens` of the context free. Those after which the dialogue went on for
+    at least `tokens` more are taken first: a text that is continued past the end of its dialogue has no right
+    continuation. Raises RequestError when there aren't so many.
     """
     rng = np.random.default_rng(seed)
     longest = min(LONGEST, context - tokens)
@@ -119,6 +120,7 @@ def pick_prompts(
     chosen.extend(spare)
     if len(chosen) < count:
         raise RequestError(
-            f"there are {len(chosen)} prompts of up to {longest} tokens in {dialogues.source}: ask for fewer with --prompts"
+            f"there are {len(chosen)} prompts of up to {longest} tokens in {dialogues.source}: "
+            "ask for fewer with --prompts"
         )
     return chosen[:count]
