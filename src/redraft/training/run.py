@@ -312,6 +312,8 @@ def _make_distilled(recipe: Recipe, reporter: Reporter) -> None:
             time.sleep(1)
         return
     if not made.exists():
+        if recipe.train.threads:  # the others wait: their threads are free
+            torch.set_num_threads(recipe.train.threads * int(os.environ.get("WORLD_SIZE", "1")))
         model = newest(recipe.init)
         distill(model, recipe.data, recipe.distill, recipe.train.seed, reporter.message)
 
