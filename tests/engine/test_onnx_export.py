@@ -34,9 +34,7 @@ def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) 
     calls[0].context.truncate(0)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    backend._session = onnxruntime.InferenceSession(written.graph, options)
-    backend._binding, backend._view, backend._geometry_key = backend._session.io_binding(), None, None
-    backend._feeds.clear()
+    backend.attach(onnxruntime.InferenceSession(written.graph, options))
     from_file = backend.forward(calls)[0]
     assert np.array_equal(from_file.encode, direct.encode)
     assert np.array_equal(from_file.canvas, direct.canvas)

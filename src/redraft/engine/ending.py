@@ -79,9 +79,11 @@ class Output:
 
     def ends_within(self, tokens: list[int]) -> bool:
         """Whether these tokens, coming next, would end the answer."""
-        progress = self._progress
+        rules, progress = self.rules, self._progress
+        if not rules.stop and progress.count + len(tokens) < rules.limit:
+            return not rules.eos.isdisjoint(tokens)
         for token in tokens:
-            progress, reason, _ = progress.after(token, self.rules)
+            progress, reason, _ = progress.after(token, rules)
             if reason is not None:
                 return True
         return False

@@ -35,7 +35,10 @@ def threshold(look: Look) -> np.ndarray:
     when `steps` is set (Fast-dLLM's parallel decoding; LLaDA2's and SDAR's dynamic rule). At τ = 1 one slot a
     step."""
     least = 1 if look.settings.steps is None else _owed(look)
-    return look.open & (look.probability > np.float32(look.settings.threshold)) | _best(look, least)
+    passed = look.open & (look.probability > np.float32(look.settings.threshold))
+    if least == 1 and passed.any():  # the best is among them
+        return passed
+    return passed | _best(look, least)
 
 
 def quota(look: Look) -> np.ndarray:
@@ -71,9 +74,12 @@ def _owed(look: Look) -> int:
 
 def _best(look: Look, count: int) -> np.ndarray:
     """The `count` open slots of highest probability; of equals the earlier ones."""
-    slots = np.flatnonzero(look.open)
-    order = np.argsort(-look.probability[slots], kind="stable")
+    slots = look.open.nonzero()[0]
     accepted = np.zeros(len(look.open), dtype=bool)
+    if count == 1 and len(slots):
+        accepted[slots[look.probability[slots].argmax()]] = True
+        return accepted
+    order = np.argsort(-look.probability[slots], kind="stable")
     accepted[slots[order[:count]]] = True
     return accepted
 

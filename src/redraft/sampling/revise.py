@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from redraft.sampling.settings import SamplerSettings
 
 
-def edits(canvas: Canvas, reading: Reading) -> np.ndarray:
-    """bool [C]: settled slots whose argmax is another token, with a probability above edit_threshold (token
+def edits(canvas: Canvas, reading: Reading) -> np.ndarray | None:
+    """bool [C], None without token editing: settled slots whose argmax is another token, with a probability above edit_threshold (token
     editing, LLaDA2.1's T2T). They take the argmax."""
     limit = canvas.settings.edit_threshold
     if limit is None:
-        return np.zeros(len(canvas.tokens), dtype=bool)
+        return None
     editable = canvas.settled & canvas.live & ~canvas.locked
     return editable & (reading.best != canvas.tokens) & (reading.peak > np.float32(limit))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +21,11 @@ def bend(
     chosen: Sequence[int] | np.ndarray = (),
     allowed: np.ndarray | None = None,
     banned: Sequence[int] = (),
+    dtype: Any = None,
 ) -> np.ndarray:
     """The part of `warp` that is left at temperature 0: bias, penalties, forbidden tokens at -inf. A new
-    array of the same dtype and shape [..., V]. Raises RedraftError when nothing remains to be chosen."""
-    out = np.array(logits, copy=True)
+    array of shape [..., V] and the same dtype, or `dtype`. Raises RedraftError when nothing remains to be chosen."""
+    out = np.array(logits, dtype=dtype, copy=True)
     for token, bias in settings.logit_bias:
         if token >= out.shape[-1]:
             raise RequestError(f"logit_bias names token {token}; the vocabulary has {out.shape[-1]}")
@@ -31,8 +34,8 @@ def bend(
         _penalise(out, settings, np.asarray(chosen, dtype=np.int64))
     if allowed is not None:
         out[~np.broadcast_to(allowed, out.shape)] = -np.inf
-    if len(banned):
-        out[..., list(banned)] = -np.inf
+    for token in banned:  # few: an index array would take longer
+        out[..., token] = -np.inf
     if allowed is not None and (out == -np.inf).all(axis=-1).any():
         raise RedraftError(
             "no token is allowed at this place: the grammar and the banned tokens exclude every one"
@@ -64,7 +67,7 @@ def warp(
     overrides the settings'; at 0 only the first half applies, since the argmax is taken. Ties at the edge of
     top-k all stay.
     """
-    bent = bend(np.asarray(logits, dtype=np.float64), settings, chosen, allowed, banned)
+    bent = bend(logits, settings, chosen, allowed, banned, np.float64)
     temperature = settings.temperature if temperature is None else temperature
     return bent if temperature == 0.0 else sharpen(bent, settings, temperature)
 
@@ -117,8 +120,9 @@ def choose(
     not numbers."""
     null = () if vocabulary.null_id is None else (vocabulary.null_id,)
     warped = warp(logits, settings, chosen, allowed, (*vocabulary.never, *null))
-    if not np.isfinite(warped.max()):
+    best = int(warped.argmax())
+    if not math.isfinite(warped[best]):
         raise RedraftError("the network returned logits that are not finite numbers")
     if settings.temperature > 0.0:
-        warped = warped + gumbel(key, position, vocabulary.vocab_size)
-    return int(np.argmax(warped))
+        best = int((warped + gumbel(key, position, vocabulary.vocab_size)).argmax())
+    return best

@@ -21,14 +21,16 @@ from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
 from redraft.engine.backends.onnx_graph import PRECISIONS, Precision, build_graph, cache_names
 from redraft.engine.backends.onnx_rows import (
-    Geometry,
+    LEAST_GRID_ROWS,
+    Frame,
     RotaryTable,
     Share,
     Wanted,
     expectations,
-    geometry,
-    tokens_and_roles,
+    frame,
     wanted_rows,
+    write_mask,
+    write_tokens,
 )
 from redraft.engine.backends.onnx_weights import prepare, read_tensors
 from redraft.errors import RedraftError, RequestError
@@ -40,7 +42,7 @@ LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory,
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
 
-CHEAPER_COPIED = 4096  # numbers in an array
+SMALL, SHAPES = 1 << 14, 256  # bytes of an input that is kept for the next call of its shape, and how many are
 EncodeLogits = Literal["none", "last", "all"]
 
 
@@ -85,6 +87,39 @@ def _session(graph: bytes, weights: dict[str, np.ndarray], threads: int, spinnin
         raise RedraftError(f"onnxruntime {onnxruntime.__version__} can't run the model: {error}") from None
 
 
+class Inputs:
+    """Arrays that the session reads in place, bound anew only when an input's shape changes.
+
+    Small ones are kept by shape: a canvas's wanted rows become fewer with every step, and with the next canvas many.
+    """
+
+    def __init__(self, binding: Any, names: set[str]) -> None:
+        self._binding, self._names = binding, names
+        self._bound: dict[str, np.ndarray] = {}
+        self._kept: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+        """The array that input `name` reads, with what an earlier call left in it."""
+        bound = self._bound.get(name)
+        if bound is not None and bound.shape == shape:
+            return bound
+        found = self._kept.get((name, shape))
+        if found is None:
+            array = np.empty(shape, kind)
+            found = array, onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            if array.nbytes <= SMALL:
+                if len(self._kept) >= SHAPES:
+                    self._kept.clear()
+                self._kept[name, shape] = found
+        if name in self._names:  # the graph leaves out what its config has no use for
+            self._binding.bind_ortvalue_input(name, found[1])
+        self._bound[name] = found[0]
+        return found[0]
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        self.array(name, values.shape, values.dtype)[...] = values
+
+
 class OnnxBackend:
     """Implements engine.backend.Backend. Calls from several threads take turns.
 
@@ -108,18 +143,22 @@ class OnnxBackend:
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
         graph, wanted = build_graph(config, precision)
-        self._inputs = {i.name for i in graph.graph.input}
+        self._input_names = {i.name for i in graph.graph.input}
         self._weights = prepare(
             config, tensors, wanted, source
         )  # onnxruntime reads this memory: it must stay
-        self._session = _session(graph.SerializeToString(), self._weights, self.threads, spinning)
-        self._binding = self._session.io_binding()
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
+        self.attach(_session(graph.SerializeToString(), self._weights, self.threads, spinning))
+
+    def attach(self, session: Any) -> None:
+        """Runs this session from now on, one of the graph that the backend was made with."""
+        self._session, self._binding = session, session.io_binding()
+        self._inputs = Inputs(self._binding, self._input_names)
         self._view: Any = None
-        self._geometry_key: Any = None
-        self._geometry: Geometry
-        self._feeds: dict[str, np.ndarray] = {}
+        self._frame_key: Any = None
+        self._place_key: Any = None
+        self._frame: Frame
 
     @classmethod
     def load(
@@ -148,6 +187,10 @@ class OnnxBackend:
 
         Raises RequestError when a pass doesn't fit into the context, RedraftError for one with nothing in it.
         """
+        if len(passes) == 1 and len(passes[0].encode) <= LONGEST_ENCODE:
+            _check_rows(passes[0])
+            with self._lock:
+                return self._run(list(passes))
         _check(passes)
         encoded: list[list[np.ndarray]] = [[] for _ in passes]
         canvases: list[np.ndarray | None] = [None] * len(passes)
@@ -174,13 +217,18 @@ class OnnxBackend:
     def _run(self, passes: list[Pass]) -> list[PassResult]:
         """One run of the session; contexts grow by what they encoded only when it went well."""
         contexts = [_own(p.context) for p in passes]
-        view = gather(
-            self.config, contexts, max(c.length + _rows(p) for c, p in zip(contexts, passes, strict=True))
-        )
-        wanted = [wanted_rows(p, self.config.shift) for p in passes]
+        shares = [(c.length, len(p.encode), _rows(p)) for c, p in zip(contexts, passes, strict=True)]
+        view = gather(self.config, contexts, max(length + rows for length, _, rows in shares))
         self._bind_view(view)
-        self._bind_geometry(_shares(contexts, passes, view), view)
-        count = self._bind_rows(passes, wanted)
+        placed = tuple(
+            Share(c.lane - view.first, length, encode, rows - encode)
+            for c, (length, encode, rows) in zip(contexts, shares, strict=True)
+        )
+        self._write_frame(placed, view.lanes)
+        self._write_places(placed, view)
+        wanted = [wanted_rows(p, self.config.shift) for p in passes]
+        rows = [w.rows() for w in wanted]
+        count = self._write_rows(passes, placed, rows)
         logits = np.empty((1, count, self.config.vocab_size), np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
@@ -190,61 +238,70 @@ class OnnxBackend:
                 f"onnxruntime failed in a pass of {sum(map(_rows, passes))} rows: {error}"
             ) from None
         results, at = [], 0
-        for p, w, context in zip(passes, wanted, contexts, strict=True):
-            size = len(w.rows())
-            results.append(_result(logits[0, at : at + size], w, context))
-            at += size
+        for p, w, own, context in zip(passes, wanted, rows, contexts, strict=True):
+            results.append(_result(logits[0, at : at + len(own)], w, context))
+            at += len(own)
             context.extend(len(p.encode))
         return results
 
     def _bind_view(self, view: CacheView) -> None:
         """Caches as inputs and, at the same addresses, as outputs; done again only when they moved."""
-        if self._view == view.key():
+        key = view.key()
+        if self._view == key:
             return
         for name, array in zip(cache_names(self.config), view.arrays(), strict=True):
             where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
             self._binding.bind_input(name, *where)
             self._binding.bind_output(f"{name}.next", *where)
-        self._view = view.key()
+        self._view = key
 
-    def _bind_geometry(self, shares: tuple[Share, ...], view: CacheView) -> None:
-        """Index arrays and mask; unchanged from one step to the next on the same canvas."""
-        key = (shares, view.lanes, view.rows)
-        if self._geometry_key == key:
+    def _write_frame(self, shares: tuple[Share, ...], lanes: int) -> None:
+        """Index arrays that last as long as requests bring as many rows as before."""
+        key = lanes, tuple((s.lane, s.rows) for s in shares)
+        if self._frame_key == key:
             return
-        self._geometry_key = None
-        g = self._geometry = geometry(self.config, shares, view.lanes, view.rows)
-        cos, sin = self._rotary.rows(g.position)
-        self._feed(turn=g.turn, slot=g.slot, grid=g.grid, place=g.place, mask=g.mask, cos=cos, sin=sin)
-        self._geometry_key = key
+        self._frame_key = self._place_key = None
+        self._frame = made = frame(key[1], lanes)
+        for name in ("turn", "grid", "place"):
+            self._inputs.write(name, getattr(made, name))
+        self._frame_key = key
 
-    def _bind_rows(self, passes: list[Pass], wanted: list[Wanted]) -> int:
+    def _write_places(self, shares: tuple[Share, ...], view: CacheView) -> None:
+        """Positions and mask: unchanged from one step to the next on the same canvas."""
+        key = shares, view.rows
+        if self._place_key == key:
+            return
+        self._place_key = None
+        made, inputs = self._frame, self._inputs
+        slot = inputs.array("slot", made.place.shape, np.int64)
+        slot[...] = made.place
+        at = 0
+        for share in shares:
+            slot[0, at : at + share.rows, 1] += share.length
+            at += share.rows
+        width = max(LEAST_GRID_ROWS, *(s.rows for s in shares))
+        write_mask(self.config, shares, inputs.array("mask", (view.lanes, 1, width, view.rows), np.float32))
+        cos, sin = self._rotary.rows(slot[0, :, 1])
+        inputs.write("cos", cos)
+        inputs.write("sin", sin)
+        self._place_key = key
+
+    def _write_rows(self, passes: list[Pass], shares: tuple[Share, ...], wanted: list[np.ndarray]) -> int:
         """What each row holds, and which rows' logits are wanted; returns how many."""
-        tokens, roles = tokens_and_roles(passes)
-        first = np.cumsum([0, *map(_rows, passes)])
-        rows = np.concatenate([a + w.rows() for a, w in zip(first, wanted, strict=False)])
-        self._feed(
-            tokens=tokens[None], role=roles[None], wanted=rows, wanted_place=self._geometry.place[:, rows]
-        )
+        inputs, total = self._inputs, len(self._frame.columns)
+        tokens = inputs.array("tokens", (1, total), np.int64)
+        write_tokens(passes, tokens[0], inputs.array("role", (1, total), np.int64)[0])
+        rows = wanted[0]
+        if len(wanted) > 1:
+            first = np.cumsum([0, *(s.rows for s in shares[:-1])])
+            rows = np.concatenate([a + w for a, w in zip(first, wanted, strict=True)])
+        inputs.write("wanted", rows)
+        self._frame.place.take(rows, axis=1, out=inputs.array("wanted_place", (1, len(rows), 2), np.int64))
         if self.config.self_conditioning:
             expected, row_of = expectations(passes, self.config.vocab_size)
-            self._feed(expected=expected, expected_row=row_of[None])
+            inputs.write("expected", expected)
+            inputs.write("expected_row", row_of[None])
         return len(rows)
-
-    def _feed(self, **arrays: np.ndarray) -> None:
-        """Binds what the graph takes of these; onnxruntime reads the memory in place, so it is kept.
-
-        Small arrays of an unchanged shape are copied over the last ones, which takes less time than binding anew.
-        """
-        for name, array in arrays.items():
-            if name not in self._inputs:
-                continue
-            bound = self._feeds.get(name)
-            if bound is not None and bound.shape == array.shape and array.size <= CHEAPER_COPIED:
-                bound[...] = array
-            else:
-                self._feeds[name] = np.array(array, order="C")
-                self._binding.bind_cpu_input(name, self._feeds[name])
 
     @cached_property
     def exact_rows(self) -> int:
@@ -265,11 +322,16 @@ def _rows(p: Pass) -> int:
 def _check(passes: Sequence[Pass]) -> None:
     uses = Counter(id(p.context) for p in passes)
     for p in passes:
-        if not _rows(p):
-            raise RedraftError("a pass must encode or denoise something")
         if len(p.encode) and uses[id(p.context)] > 1:
             raise RedraftError("a context can't be extended by a pass and read by another in the same call")
-        _own(p.context).check_room(_rows(p))
+        _check_rows(p)
+
+
+def _check_rows(p: Pass) -> None:
+    rows = _rows(p)
+    if not rows:
+        raise RedraftError("a pass must encode or denoise something")
+    _own(p.context).check_room(rows)
 
 
 def _rounds(pieces: list[list[Pass]]) -> list[list[tuple[int, Pass]]]:
@@ -284,13 +346,6 @@ def _rounds(pieces: list[list[Pass]]) -> list[list[tuple[int, Pass]]]:
                 rounds.append([])
             rounds[turn].append((i, piece))
     return rounds
-
-
-def _shares(contexts: list[OnnxContext], passes: list[Pass], view: CacheView) -> tuple[Share, ...]:
-    return tuple(
-        Share(c.lane - view.first, c.length, len(p.encode), _rows(p) - len(p.encode))
-        for c, p in zip(contexts, passes, strict=True)
-    )
 
 
 def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:

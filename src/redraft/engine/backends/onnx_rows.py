@@ -33,18 +33,6 @@ class Share:
         return self.encode + self.canvas
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Everything of a call that doesn't depend on tokens; see onnx_graph for the arrays' meaning and shapes."""
-
-    position: np.ndarray
-    turn: np.ndarray
-    slot: np.ndarray
-    grid: np.ndarray
-    place: np.ndarray
-    mask: np.ndarray
-
-
 def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
     """bool [rows, slots]: what each of a request's rows sees of its lane, where slot s holds position s.
 
@@ -61,23 +49,44 @@ def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
     return seen
 
 
-def geometry(config: DenoiserConfig, shares: tuple[Share, ...], lanes: int, slots: int) -> Geometry:
-    """Arrays for these shares on a grid of `lanes` lanes over caches of `slots` rows."""
-    rows = sum(s.rows for s in shares)
-    width = max(LEAST_GRID_ROWS, *(s.rows for s in shares))
+@dataclass(frozen=True)
+class Frame:
+    """The arrays of a call that depend on how many rows each request brings, and not on where they stand; see
+    onnx_graph for their meaning and shapes. columns: which of its request's rows each row is, int64 [N]."""
+
+    turn: np.ndarray
+    grid: np.ndarray
+    place: np.ndarray
+    columns: np.ndarray
+
+
+def frame(rows: tuple[tuple[int, int], ...], lanes: int) -> Frame:
+    """For requests as (lane, rows) on a grid of `lanes` lanes."""
+    total = sum(count for _, count in rows)
+    width = max(LEAST_GRID_ROWS, *(count for _, count in rows))
     grid = np.zeros((lanes, width, 2), np.int64)
-    mask = np.zeros((lanes, 1, width, slots), np.float32)
-    slot, place = np.empty((2, 1, rows, 2), np.int64)
+    place = np.empty((1, total, 2), np.int64)
     offset = 0
+    for lane, count in rows:
+        grid[lane, :, 1] = offset + np.minimum(np.arange(width), count - 1)
+        place[0, offset : offset + count, 0] = lane
+        place[0, offset : offset + count, 1] = np.arange(count)
+        offset += count
+    return Frame(np.arange(total)[None], grid, place, place[0, :, 1])
+
+
+def write_mask(config: DenoiserConfig, shares: tuple[Share, ...], mask: np.ndarray) -> None:
+    """Writes what is added to the scores into float32 mask [lanes, 1, columns, slots]. Spare columns and idle lanes see
+    everything: nobody reads them, and a row that sees nothing would be slower."""
+    slots = mask.shape[-1]
+    if len(shares) == 1 and shares[0].rows == 1 and config.layout == "causal_context":  # an AR step
+        mask.fill(0)
+        mask[shares[0].lane, 0, 0, shares[0].length + 1 :] = MASKED
+        return
+    mask.fill(0)
     for share in shares:
-        own = slice(offset, offset + share.rows)
-        column = np.arange(share.rows)
-        grid[share.lane, :, 1] = offset + np.minimum(np.arange(width), share.rows - 1)
-        mask[share.lane, 0, : share.rows][~visible(config, share, slots)] = MASKED
-        place[0, own, 0] = slot[0, own, 0] = share.lane
-        place[0, own, 1], slot[0, own, 1] = column, share.length + column
-        offset += share.rows
-    return Geometry(slot[0, :, 1], np.arange(rows)[None], slot, grid, place, mask)
+        hidden = ~visible(config, share, slots)
+        mask[share.lane, 0, : share.rows] = np.where(hidden, MASKED, np.float32(0))
 
 
 class RotaryTable:
@@ -114,36 +123,39 @@ class Wanted:
     last: np.ndarray
 
     def rows(self) -> np.ndarray:
-        return np.concatenate([self.encode, *([] if self.canvas is None else [self.canvas]), self.last])
+        parts = [p for p in (self.encode, self.canvas, self.last) if p is not None and len(p)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [NO_ROWS])
 
 
 def wanted_rows(p: Pass, shift: bool) -> Wanted:
     """What a pass asks for."""
     encoded = len(p.encode)
-    first = {"none": encoded, "last": max(encoded - 1, 0), "all": 0}[p.encode_logits]
-    encode = np.arange(first, encoded)
+    encode = NO_ROWS
+    if encoded and p.encode_logits != "none":
+        encode = np.arange(encoded - 1 if p.encode_logits == "last" else 0, encoded)
     last = np.arange(encoded - 1, encoded) if shift and encoded else NO_ROWS
     if p.canvas is None:
         return Wanted(encode, None, None, last)
     slots = np.arange(len(p.canvas)) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
     if not shift:
-        return Wanted(encode, encoded + slots, None, last)
+        return Wanted(encode, encoded + slots if encoded else slots, None, last)
     remembered = (slots == 0) & (encoded == 0) & (p.context.length > 0)
     return Wanted(encode, np.maximum(encoded + slots - 1, 0), remembered, last)
 
 
-def tokens_and_roles(passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [N] each, for all rows of a call; roles as the graph counts them: clean, canvas, locked."""
-    tokens, roles = [], []
+def write_tokens(passes: Sequence[Pass], tokens: np.ndarray, roles: np.ndarray) -> None:
+    """Writes into int64 [N] each, for all rows of a call; roles as the graph counts them: clean, canvas, locked."""
+    at = 0
     for p in passes:
-        tokens.append(p.encode)
-        roles.append(np.zeros(len(p.encode), np.int64))
+        if len(p.encode):
+            end = at + len(p.encode)
+            tokens[at:end], roles[at:end], at = p.encode, 0, end
         if p.canvas is not None:
-            tokens.append(p.canvas)
-            roles.append(np.ones(len(p.canvas), np.int64))
+            end = at + len(p.canvas)
+            tokens[at:end], roles[at:end] = p.canvas, 1
             if p.locked is not None:
-                roles[-1] += np.asarray(p.locked, bool)
-    return np.concatenate(tokens).astype(np.int64, copy=False), np.concatenate(roles)
+                roles[at:end] += np.asarray(p.locked, bool)
+            at = end
 
 
 def expectations(passes: Sequence[Pass], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

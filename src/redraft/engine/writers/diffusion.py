@@ -13,6 +13,9 @@ from redraft.engine.writers.base import Event, Writer, prefill_length
 from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wanted
 
 
+NOTHING = np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Head:
     """Clean text that this layout's canvas must carry: all of it (full) or what its block begins with
@@ -29,16 +32,21 @@ class Diffusion(Writer):
     canvas: Canvas | None = None
     _expected: np.ndarray | None = None
     _nulls_banned = False
+    _given = False  # whether the canvas has locked slots
 
     def next_pass(self) -> Pass:
         """Every pass of a canvas; the first also encodes what the last canvas committed."""
         encoded = prefill_length(self.config, len(self.text))
-        encode = np.array(self.text[self.context.length : encoded], dtype=np.int64)
-        head = Head(np.array(self.text[encoded:], dtype=np.int64))
+        held = self.context.length
+        encode = np.array(self.text[held:encoded], dtype=np.int64) if held < encoded else NOTHING
         if self.canvas is None:
             self.canvas = self._begin()
             self._expected = None
         rows = np.arange(len(self.canvas.tokens)) if self.config.self_conditioning else wanted(self.canvas)
+        if encoded == len(self.text):
+            locked = self.canvas.locked if self._given else None
+            return Pass(self.context, encode, "none", self.canvas.tokens, locked, rows, self._expected)
+        head = Head(np.array(self.text[encoded:], dtype=np.int64))
         return Pass(
             self.context,
             encode,
@@ -52,6 +60,7 @@ class Diffusion(Writer):
         """A fresh canvas; the first may hold given slots and tokens."""
         first = self.canvases == 0
         slots = canvas_slots(self.config, self.request.sampler.canvas_length, len(self.text))
+        self._given = bool(first and self.request.locked)
         return begin(
             self.resized(self.request.sampler, slots),
             self._slot_vocabulary,
@@ -90,10 +99,12 @@ class Diffusion(Writer):
         sampler = self.request.sampler
         if sampler.edit_threshold is not None or sampler.remask is not None or not sampler.sticky:
             return False  # what has settled may still change
-        open_slots = np.flatnonzero(~self.canvas.settled)
-        settled = self.canvas.shown[: open_slots[0]] if len(open_slots) else self.canvas.shown
-        tokens = [int(t) for t in settled if t != self.config.null_token_id]
-        return self.output.ends_within(tokens)
+        closed = self.canvas.settled.tolist()
+        settled = closed.index(False) if False in closed else len(closed)
+        if not settled:
+            return False
+        null = self.config.null_token_id
+        return self.output.ends_within([t for t in self.canvas.shown[:settled].tolist() if t != null])
 
     def _finish(self) -> Event:
         """Commits the canvas. One that holds nothing but nulls ends the answer, unless EOS is to be ignored:
