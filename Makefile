@@ -3,6 +3,7 @@
 #   make demo        installs redraft and lets the shipped model answer PROMPT, its text resolving out of noise
 #   make test        sets up the test environment and runs the tests (make test-slow: those that take minutes)
 #   make lint        ruff and mypy
+#   make tiny        trains the shipped model anew and rewrites every number (DATA=dialogues_sgd.jsonl.xz, two hours)
 #   make clean       removes the environment and all caches
 #
 # PYTHON=python3.12 picks another interpreter, VENV=DIR another place, ARGS="-k rope" goes to pytest.
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETTINGS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint tiny clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +39,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+tiny: $(VENV)/.test
+	@test -n "$(DATA)" || { echo "make tiny needs DATA=dialogues_sgd.jsonl.xz, see recipes/tiny.yaml" >&2; exit 2; }
+	$(BIN)/python recipes/release.py "$(DATA)"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

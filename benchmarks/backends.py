@@ -35,6 +35,7 @@ SHAPES = {
     "135m": (32768, 576, 1536, 24, 9, 3, 64),
 }
 WIDTHS = (1, 8, 16, 32)
+REPEATS = 3
 
 
 def random_model(shape: str) -> Denoiser:
@@ -81,13 +82,14 @@ def measure(runs: dict[str, dict[str, Callable[[], object]]], rounds: int) -> di
     """For each backend and step: least and median wall milliseconds, least CPU milliseconds."""
     walls: dict[tuple[str, str], list[float]] = {}
     cpus: dict[tuple[str, str], list[float]] = {}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for step in next(iter(runs.values())):
             for name, by_step in runs.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                by_step[step]()
-                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                if turn:  # the first round warms up
+                by_step[step]()  # brings this backend's weights back into the processor's caches
+                for _ in range(REPEATS):
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    by_step[step]()
+                    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                     walls.setdefault((name, step), []).append(1000 * wall)
                     cpus.setdefault((name, step), []).append(1000 * cpu)
     return {

@@ -126,8 +126,8 @@ def diffusion_loss(model: GridDenoiser, puzzles: Puzzles, rng: np.random.Generat
     """Masked diffusion: two complementary noisy copies of each grid, so that every open cell is masked once."""
     mask = model.board.size
     process = corruption.process("absorbing", mask + 1, mask)
-    time = (rng.random() + np.arange(len(puzzles)) / len(puzzles)) % 1  # spread evenly over the batch
-    noisy = np.concatenate(process.coupled_corrupt(puzzles.solution, time[:, None], rng))
+    times = (rng.random() + np.arange(len(puzzles)) / len(puzzles)) % 1  # spread evenly over the batch
+    noisy = np.concatenate(process.coupled_corrupt(puzzles.solution, times[:, None], rng))
     solution, clue = np.tile(puzzles.solution, (2, 1)), np.tile(puzzles.clue, (2, 1))
     noisy = np.where(clue, solution, noisy)
     hidden = denoise(model, noisy, clue)

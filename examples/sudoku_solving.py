@@ -18,7 +18,8 @@ from redraft.cli.drafts import NOISE_SIGN, STYLES
 from redraft.cli.terminal import console, is_terminal
 from redraft.sampling import Canvas, NoiseKey, SamplerSettings, SlotState, SlotVocabulary, advance, begin
 
-DECODINGS = {"threshold 0.9": 0.9, "one at a time": 1.0}  # a slot settles above this, and the surest always
+# A slot settles when its probability is above this, and the surest one always does.
+THRESHOLDS = {"threshold 0.9": 0.9, "threshold 0.99": 0.99, "surest first": 1.0}
 
 
 @torch.no_grad()
@@ -81,6 +82,18 @@ def solve_by_ar(model: GridDenoiser, puzzles: Puzzles) -> tuple[np.ndarray, np.n
     return written, (~puzzles.clue).sum(1)
 
 
+@torch.no_grad()
+def solve_in_order(model: GridDenoiser, puzzles: Puzzles) -> tuple[np.ndarray, np.ndarray]:
+    """The diffusion model made to write in AR's order, one open cell after the other: what its order is worth."""
+    grids = as_puzzle(model.board, puzzles)
+    for cell in range(model.board.cells):
+        rows = np.flatnonzero(~puzzles.clue[:, cell])
+        for part in np.split(rows, range(256, len(rows), 256)):
+            hidden = denoise(model, grids[part], puzzles.clue[part])[:, cell]
+            grids[part, cell] = model.logits(hidden)[:, : model.board.size].argmax(-1).cpu().numpy()
+    return grids, (~puzzles.clue).sum(1)
+
+
 def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share (Wilson, 1927)."""
     share, spread = right / of, z * z / of
@@ -106,9 +119,12 @@ def score(puzzles: Puzzles, grids: np.ndarray, evaluations: np.ndarray) -> dict[
 
 
 def evaluate(name: str, model: GridDenoiser, puzzles: Puzzles) -> dict[str, Any]:
+    """The score of each way to decode."""
     if name == "ar":
         return {"row by row": score(puzzles, *solve_by_ar(model, puzzles))}
-    return {label: score(puzzles, *solve_by_diffusion(model, puzzles, t)) for label, t in DECODINGS.items()}
+    solved = {label: solve_by_diffusion(model, puzzles, t) for label, t in THRESHOLDS.items()}
+    solved["row by row"] = solve_in_order(model, puzzles)
+    return {label: score(puzzles, *grids) for label, grids in solved.items()}
 
 
 def drawn(board: Board, canvas: Canvas) -> Any:
@@ -128,16 +144,16 @@ def drawn(board: Board, canvas: Canvas) -> Any:
     return text.append(f"\n\nstep {canvas.step} · {int(canvas.open.sum())} cells open", "dim")
 
 
-def show(model: GridDenoiser, puzzle: Puzzles, seconds: float = 0.4) -> None:
-    """A grid resolving: in place on a terminal, else frame by frame."""
+def show(model: GridDenoiser, puzzle: Puzzles, seconds: float = 0.2) -> None:
+    """A grid resolving: on a terminal in place and cell by cell, else frame by frame, in fewer and larger steps."""
     from rich.live import Live
 
     screen = console(sys.stdout)
     if not is_terminal(sys.stdout):
-        for canvases in frames(model, puzzle, DECODINGS["threshold 0.9"]):
+        for canvases in frames(model, puzzle, THRESHOLDS["threshold 0.99"]):
             screen.print(drawn(model.board, canvases[0]), "\n")
         return
     with Live(console=screen, auto_refresh=False) as live:
-        for canvases in frames(model, puzzle, DECODINGS["threshold 0.9"]):
+        for canvases in frames(model, puzzle, THRESHOLDS["surest first"]):
             live.update(drawn(model.board, canvases[0]), refresh=True)
             time.sleep(seconds)

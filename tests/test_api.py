@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_streams_side_by_side_share_the_engine_and_nothing_else(model: Model) ->
     while turn:
         turn = [s for s in turn if next(s, None) is not None]
     assert [s.completion.token_ids for s in streams] == alone
+
+
+def test_threads_may_ask_at_once(model: Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 10, "temperature": 0.9}
+    words = [f"fly to {n}" for n in range(6)]
+    alone = [model.generate(word, seed=n, **options).token_ids for n, word in enumerate(words)]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(model.generate, word, seed=n, **options) for n, word in enumerate(words)]
+        assert [job.result(timeout=120).token_ids for job in jobs] == alone
 
 
 def test_a_stream_left_early_keeps_what_was_committed(model: Model) -> None:

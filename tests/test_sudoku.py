@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import sudoku  # noqa: E402
 from sudoku_network import GridDenoiser, Sizes, as_puzzle, denoise  # noqa: E402
 from sudoku_puzzles import Board, Puzzles, Source, held_out  # noqa: E402
-from sudoku_solving import score, show, solve_by_ar, solve_by_diffusion, wilson  # noqa: E402
+from sudoku_solving import score, show, solve_by_ar, solve_by_diffusion, solve_in_order, wilson  # noqa: E402
 
 from redraft.errors import RequestError  # noqa: E402
 
@@ -161,7 +161,9 @@ def scrambled(puzzles: Puzzles) -> Puzzles:
 
 
 @pytest.mark.parametrize(
-    "solve", [lambda m, p: solve_by_diffusion(m, p, 0.5), solve_by_ar], ids=["diffusion", "ar"]
+    "solve",
+    [lambda m, p: solve_by_diffusion(m, p, 0.5), solve_in_order, solve_by_ar],
+    ids=["diffusion", "in order", "ar"],
 )
 def test_the_answer_does_not_leak_into_solving(solve: Callable[..., Any], six: Source) -> None:
     model, puzzles = network(SIX), six.draw(5, np.random.default_rng(0))
@@ -295,7 +297,7 @@ def test_training_lowers_the_loss_and_solves_puzzles(
     # knowing nothing costs log 4 = 1.39; the constraints that clues set alone are worth far more
     assert diffusion["loss"] < 1.0
     assert ar["loss"] < 1.37
-    one, fast = diffusion["decoding"]["one at a time"], diffusion["decoding"]["threshold 0.9"]
+    one, fast = diffusion["decoding"]["surest first"], diffusion["decoding"]["threshold 0.9"]
     assert one["solved"] > 0.3
     assert fast["nfe"] < one["nfe"]
     # a second command reads the weights, trains nothing and measures the same

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -102,8 +101,7 @@ class Model:
         self.name, self.backend, self.tokenizer = name, backend, tokenizer
         self.defaults = defaults or GenerationDefaults(canvas_length=backend.config.canvas_length)
         self.engine = Engine(backend, tokenizer.token_bytes, max_batch, memory)
-        self._streams: dict[Ticket, deque[Step | Commit]] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     @property
     def config(self) -> DenoiserConfig:
@@ -157,6 +155,8 @@ class Model:
             "top_p": top_p,
             "max_new_tokens": max_tokens,
         }
+        # The model's default is a wish, a person's number an order: only the latter can be too much.
+        values["max_new_tokens"] = min(values["max_new_tokens"], self.config.max_position_embeddings)
         values |= {name: value for name, value in given.items() if value is not None}
         request = Request(
             prompt=tuple(self.encode(prompt)),
@@ -207,28 +207,23 @@ class Model:
             renoise="uniform" if self.config.mask_token_id is None else "mask",
         )
 
-    def _open(self, request: Request) -> Ticket:
-        with self._lock:
-            ticket = self.engine.submit(request)
-            self._streams[ticket] = deque()
-            return ticket
-
     def _next(self, ticket: Ticket) -> Step | Commit | None:
-        """The next event of a stream, None at its end; whoever waits runs the evaluation for all."""
-        with self._lock:
-            events = self._streams.get(ticket)
-            while events is not None and not events and not ticket.done:
+        """The next event of a stream, None at its end. Of all threads that wait, one runs evaluations for all."""
+        while not ticket.inbox:
+            if not self._lock.acquire(timeout=0.01):
+                continue  # another thread runs an evaluation, which may bring an event of this stream
+            try:
+                if ticket.inbox:
+                    break
+                if ticket.error is not None:
+                    raise ticket.error
+                if ticket.done:
+                    return None
                 for owner, event in self.engine.step():
-                    inbox = self._streams.get(owner)
-                    if inbox is not None:
-                        inbox.append(event)
-            if not events and ticket.error is not None:
-                raise ticket.error
-            return events.popleft() if events else None
-
-    def _close(self, ticket: Ticket) -> None:
-        self.engine.cancel(ticket)
-        self._streams.pop(ticket, None)
+                    owner.inbox.append(event)
+            finally:
+                self._lock.release()
+        return ticket.inbox.popleft() if ticket.inbox else None
 
 
 class Stream:
@@ -237,7 +232,7 @@ class Stream:
 
     def __init__(self, model: Model, request: Request) -> None:
         self._model, self.request = model, request
-        self._ticket = model._open(request)
+        self._ticket = model.engine.submit(request)
 
     def __iter__(self) -> Iterator[Step | Commit]:
         return self
@@ -251,7 +246,8 @@ class Stream:
 
     def close(self) -> None:
         """Ends the answer within the evaluation under way; nothing happens if it has ended."""
-        self._model._close(self._ticket)
+        self._model.engine.cancel(self._ticket)
+        self._ticket.inbox.clear()
 
     def __enter__(self) -> Stream:
         return self

@@ -69,7 +69,7 @@ def test_settings_hold_from_then_on(redraft: Redraft, model: Model, network_fold
         ("/steps maybe", "/steps takes on or off"),
         ("/steps on", "denoising can only be shown on a terminal"),
         ("caf\udce9", "isn't valid UTF-8"),
-        ("/set max_tokens 5000\nHi", "--max-tokens 5000 is too many"),
+        ("/set max_tokens 190\nHi", "--max-tokens 190 is too many"),
         ("word " * 200, "shorten it"),
     ],
 )

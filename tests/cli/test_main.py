@@ -138,6 +138,45 @@ def test_doctor_tells_what_works(redraft: Redraft) -> None:
     assert len(plain.out.splitlines()) == len(told["checks"])
 
 
+def test_a_verb_whose_extra_is_missing_names_the_pip_command(tmp_path: Path) -> None:
+    """As in a base install: an import of what the extra brings fails."""
+    (tmp_path / "a.yaml").write_text("name: a")
+    for missing in ("torch", "pydantic", "yaml"):
+        code = (
+            f"import sys; sys.modules[{missing!r}] = None\n"
+            "from redraft.cli.main import main; main(['train', 'a.yaml'])"
+        )
+        shown = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            text=True,
+            check=False,
+        )
+        assert (shown.returncode, shown.stdout) == (2, "")
+        line = f"redraft: this needs {missing}, which isn't installed: pip install 'redraft[train]'\n"
+        assert shown.stderr == line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_and_a_closed_stdout(redraft: Redraft, tmp_path: Path) -> None:
+    for redirection, status, line in (
+        ("> /dev/full", 1, "redraft: No space left on device\n"),
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ):
+        shown = subprocess.run(
+            f"{sys.executable} -m redraft.cli.main version {redirection}",
+            shell=True,
+            capture_output=True,
+            env=environment(tmp_path),
+            text=True,
+            check=False,
+        )
+        assert (shown.returncode, shown.stdout, shown.stderr) == (status, "", line), redirection
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "run", "--help"],

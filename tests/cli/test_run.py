@@ -112,9 +112,10 @@ def test_a_stop_string_ends_the_answer_before_it(
     [
         (["x " * 300], "shorten it to 191 or less"),
         (
-            ["--max-tokens", "100000", "hi"],
-            "--max-tokens 100000 is too many: the prompt takes 4 of the context's 192 tokens",
+            ["--max-tokens", "190", "hi"],
+            "--max-tokens 190 is too many: the prompt takes 4 of the context's 192 tokens",
         ),
+        (["--max-tokens", "100000", "hi"], "100000"),
         (["--effort", "instnat", "hi"], "unknown effort 'instnat', did you mean instant? (levels: instant)"),
         (["--svg", "{folder}/a.svg", "--decode", "ar", "hi"], "no denoising steps to draw"),
     ],

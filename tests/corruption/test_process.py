@@ -158,3 +158,9 @@ def test_hybrid_without_random_tokens_equals_absorbing() -> None:
     )
     same = (q.corrupt(np.tile(x, 99), t, np.random.default_rng(3)) for q in (hybrid, absorbing))
     assert np.array_equal(*same)
+
+
+def test_a_token_that_can_not_be_there_tells_nothing() -> None:
+    """Text given to the hybrid process at t = 1, where all should be masks, must not turn into NaN."""
+    q, belief = PROCESSES["hybrid"], np.array([0.5, 0.2, 0.3, 0.0])
+    assert np.array_equal(q.posterior(np.array(1), belief, 0.4, 1.0), q.marginal(belief, 0.4))

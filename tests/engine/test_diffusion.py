@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -219,7 +220,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stop": ("",)}, "stop must be texts"),
     ({"seed": 0.5}, "seed must be a whole number"),
     ({"draft_steps": 0}, "draft_steps must be"),
-    ({"draft_layout": "x"}, "draft_layout 'x' is unknown; one of strided, separate"),
+    ({"draft_layout": "x"}, "draft_layout 'x' is unknown; one of auto, strided, separate"),
+    ({"row_cost": math.nan}, "row_cost must be a number"),
     ({"max_canvases": 0}, "max_canvases must be"),
     ({"eos_ids": (99,)}, "token 99 lies outside the vocabulary"),
     ({"locked": {16: 3}}, "slot 16 can't be locked"),

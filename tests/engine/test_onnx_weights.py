@@ -165,3 +165,5 @@ def test_other_families_load_by_their_own_names(tmp_path: Path) -> None:
 
 def test_precision_follows_size() -> None:
     assert choose_precision(denoiser().config) == "fp32"
+    large = denoiser(hidden_size=512, intermediate_size=512, num_hidden_layers=3).config
+    assert choose_precision(large) == "int8"

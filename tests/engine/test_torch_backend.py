@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
 from redraft.denoiser.transformer import Visibility
+from redraft.engine.agreement import smallest_exact_rows
 from redraft.engine.backend import Pass
 from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RedraftError, RequestError
@@ -170,6 +171,13 @@ def test_rows_have_the_same_bits_however_they_are_cut_and_whoever_is_near(family
             at += size
             alone = on.forward([Pass(context, NOTHING, canvas=canvases[at])])[0].canvas
             np.testing.assert_array_equal(result.canvas, alone)
+
+
+def test_one_row_is_as_good_as_many() -> None:
+    """What verified decoding rests on, measured; without padding the answer depends on the machine's kernels."""
+    assert smallest_exact_rows(backend()) == 1
+    assert smallest_exact_rows(backend(**FAMILIES["one_group"])) == 1
+    assert 1 <= smallest_exact_rows(TorchBackend(network(), row_multiple=1)) <= 8
 
 
 @settings(max_examples=12, deadline=None)

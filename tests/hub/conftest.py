@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -14,6 +15,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from redraft.files import manifest
 from redraft.hub.chat_template import ChatTemplate
 from redraft.hub.tokenizer import Tokenizer
+
+# A busy machine is no fault.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 SPECIALS = ["<|eos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|mask|>", "<|null|>"]
 TEMPLATE = (

@@ -243,3 +243,29 @@ def test_the_template_in_a_folder_is_used(model_folder: Path) -> None:
     assert tokenizer.template is not None
     assert tokenizer.template.source == TEMPLATE
     assert tokenizer.render([{"role": "user", "content": "Hi"}])[-1] == tokenizer.special_id("<|assistant|>")
+
+
+def test_conversations_are_rendered_as_transformers_renders_them() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    template = (
+        "{%- if tools %}{{ raise_exception('no tools') }}{% endif -%}\n"
+        "{% for message in messages %}\n"
+        "    {%- if loop.first and message.role != 'system' %}{{ '<|system|>' }}{% endif %}\n"
+        "    {%- if message.role == 'tool' %}{% continue %}{% endif %}\n"
+        "{{ '<|' ~ message['role'] ~ '|>' + message.content | trim }}{{ {'n': loop.index} | tojson }}\n"
+        "{% endfor %}\n"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ eos_token }}"
+    )
+    fast = byte_level()
+    theirs = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<|eos|>", chat_template=template)
+    ours = Tokenizer(fast, ChatTemplate(template, {"eos_token": "<|eos|>"}))
+    messages = [
+        {"role": "user", "content": "  Where to?\n"},
+        {"role": "tool", "content": "unseen"},
+        {"role": "assistant", "content": "To Zürich – 谢谢 <b>"},
+    ]
+    for generation in (True, False):
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=generation, return_dict=False)
+        assert ours.render(messages, generation).tolist() == expected
+    assert ours.decode(expected, skip_special=False) == theirs.decode(expected)

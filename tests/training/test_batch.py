@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redraft.training.batch import Batch
+from redraft.training.batch import Batch, build
 from redraft.training.objective import JointObjective
-from redraft.training.recipe import Canvas, Objective
+from redraft.training.packing import Rows
+from redraft.training.recipe import Canvas, Mixture, Objective
 from tests.training import toys
 from tests.training.toys import EOS, MASK, NULL, PLAIN
 
@@ -194,3 +195,21 @@ def test_the_answer_reaches_no_slot_that_is_hidden(tmp_path: Path) -> None:
     other = replace(batch, target=(batch.target + 1) % MASK, next_token=batch.next_token * 0)
     for a, b in zip(logits(model, batch), logits(model, other), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_draft_corpora_hide_behind_the_draft_token(tmp_path: Path) -> None:
+    corpora = [toys.corpus(tmp_path / name, toys.documents(20, seed=i)) for i, name in enumerate("ab")]
+    data = Rows(corpora, [1.0, 1.0], 16, 0)
+    of = toys.config(draft_token_id=MASK - 2)
+    mixture = [Mixture(path="a"), Mixture(path="b", ar=False, draft=True)]
+    arguments: dict[str, Any] = {"step": 0, "rows": range(6), "batch_rows": 6, "seed": 0}
+    both = build(data, mixture, of, toys.process(), PLAIN, **arguments)
+    plain = build(data, [Mixture(path=p) for p in "ab"], of, toys.process(), PLAIN, **arguments)
+    drafted = np.array([data[i].corpus == 1 for i in range(6)])
+    assert 0 < drafted.sum() < 6
+    assert np.array_equal(both.noisy[~drafted], plain.noisy[~drafted])
+    swapped = np.where(plain.noisy == MASK, MASK - 2, plain.noisy)
+    assert np.array_equal(both.noisy[drafted], swapped[drafted])
+    assert (both.next_token[drafted] == -1).all()
+    assert np.array_equal(both.next_token[~drafted], plain.next_token[~drafted])
+    assert np.array_equal(both.target, plain.target)

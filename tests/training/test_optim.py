@@ -78,10 +78,10 @@ def test_every_parameter_has_one_optimizer() -> None:
     assert decayed == {id(model.model.embed_tokens.weight)}
 
 
-shares = st.floats(0, 1)
+shares = st.integers(0, 1000).map(lambda n: n / 1000)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60, deadline=None)
 @given(shares, shares, shares)
 def test_the_rate_is_a_trapezoid(progress: float, warmup: float, decay: float) -> None:
     of = Optimizer(warmup=warmup, decay=decay)

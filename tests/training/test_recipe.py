@@ -29,7 +29,8 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
 
 
 def test_the_recipes_of_the_project_are_good() -> None:
-    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    """All but the Sudoku example's, which has sections of its own (tests/test_sudoku.py reads it)."""
+    recipes = sorted(p for p in (Path(__file__).parents[2] / "recipes").glob("*.yaml") if p.stem != "sudoku")
     assert recipes
     for path in recipes:
         load(path)

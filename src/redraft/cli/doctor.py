@@ -76,7 +76,9 @@ def _packages() -> Check:
 def _backends() -> Check:
     found = [p for p in ("torch", "onnxruntime") if importlib.util.find_spec(p) is not None]
     if not found:
-        return Check("backends", "fail", "neither torch nor onnxruntime is installed: pip install torch")
+        return Check(
+            "backends", "fail", "neither onnxruntime nor torch is installed: pip install onnxruntime"
+        )
     absent = {"torch", "onnxruntime"} - set(found)
     return Check("backends", "ok", ", ".join(found) + "".join(f"; {p} not installed" for p in sorted(absent)))
 

@@ -17,6 +17,9 @@ from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
 
+# Packages that the base install leaves out, and the extra that brings each.
+EXTRAS = dict.fromkeys(("torch", "pydantic", "yaml", "matplotlib"), "train")
+
 app = typer.Typer(
     name="redraft",
     help="Diffusion language models that write and rewrite text.",
@@ -70,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in own
     if debug:
         arguments.remove("--debug")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -114,6 +120,9 @@ def _explain(error: Exception, arguments: list[str]) -> int:
         known = {c.name for c in app.registered_commands} | {g.name for g in app.registered_groups}
         help_command = f"redraft {verb} --help" if verb in known else "redraft --help"
         say(f"redraft: {usage().rstrip('.')} (see `{help_command}`)")
+        return 2
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        say(f"redraft: this needs {error.name}, which isn't installed: pip install 'redraft[{extra}]'")
         return 2
     if type(error).__name__ == "Abort":
         say("interrupted")

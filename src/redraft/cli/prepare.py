@@ -61,14 +61,12 @@ def prepare(
 
 
 def _from_files(inputs: list[str], form: str, field: str, vocab_size: int, holdout: int) -> Prepare:
-    from pydantic import ValidationError
-
     from redraft.training.recipe import Prepare
 
     sources = [{"path": path, "format": form, "field": field} for path in inputs]
     try:
         return Prepare.model_validate({"sources": sources, "vocab_size": vocab_size, "holdout": holdout})
-    except ValidationError as error:
-        first = error.errors()[0]
+    except ValueError as error:  # pydantic's, which the base install doesn't have
+        first = error.errors()[0]  # type: ignore[attr-defined]
         flag = str(first["loc"][-1]).replace("_", "-")
         raise RequestError(f"--{flag}: {first['msg'].lower()}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,11 +71,14 @@ def run(
     return answer(model, backend, request, sampling, View(as_json, plain, delay, svg))
 
 
+@dataclass(frozen=True)
 class View:
-    """How an answer is shown."""
+    """How an answer is shown. delay: seconds a step stays on screen. svg: where a picture of the steps goes."""
 
-    def __init__(self, as_json: bool, plain: bool, delay: float, svg: Path | None) -> None:
-        self.as_json, self.plain, self.delay, self.svg = as_json, plain, delay, svg
+    as_json: bool = False
+    plain: bool = False
+    delay: float = 0.0
+    svg: Path | None = None
 
 
 def answer(
@@ -163,7 +167,7 @@ def _request(prompt: str, raw: bool, system: str | None) -> str | list[dict[str,
 def _prompt(given: str | None, raw: bool) -> str:
     """The prompt from the command line or stdin; raises RequestError when it's empty, absent or no UTF-8."""
     if given is None or given == "-":
-        if sys.stdin is None or (given is None and sys.stdin.isatty()):
+        if given is None and sys.stdin.isatty():
             raise RequestError('no prompt: give one (`redraft run "Hello"`) or pipe it in')
         try:
             text = sys.stdin.buffer.read().decode("utf-8")

@@ -35,7 +35,10 @@ def safe(text: str) -> str:
 def is_terminal(stream: TextIO) -> bool:
     """A person's terminal that can redraw lines."""
     try:
-        return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "")
+        return stream.isatty() and os.environ.get("TERM", "ansi" if os.name == "nt" else "") not in (
+            "dumb",
+            "",
+        )
     except ValueError:  # closed
         return False
 

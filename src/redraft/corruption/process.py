@@ -147,7 +147,8 @@ class Process:
         x0: int64 tokens [...], or a network's distribution over them, float [..., V]. Then `belief` says what
         it stands for: "leave_one_out", p(x_0 | all slots but this one), is put in the place of x_0 (UDLM,
         GIDD: what the NELBO teaches); for "full", p(x_0 | all slots), it is the mean of q(x_s | x_t, x_0)
-        over x_0 (D3PM: what cross-entropy teaches). At a mask of the absorbing process they are the same.
+        over x_0 (D3PM: what cross-entropy teaches). At a mask of the absorbing process they are the same. An
+        x_t that can't occur at t (text given from outside) tells nothing: then it is q(x_s | x_0).
         """
         beliefs = self._distribution(x0)
         if belief == "full":
@@ -158,7 +159,8 @@ class Process:
         here = np.asarray(xt)[..., None]
         stayed = np.take_along_axis(out, here, -1) + kept[..., None] * np.take_along_axis(before, here, -1)
         np.put_along_axis(out, here, stayed, axis=-1)
-        return out / out.sum(axis=-1, keepdims=True)
+        total = out.sum(axis=-1, keepdims=True)
+        return np.where(total > 0.0, out / np.where(total > 0.0, total, 1.0), before)
 
     def leave_one_out(self, full: np.ndarray, xt: np.ndarray, t: Any) -> np.ndarray:
         """float64 [..., V]: p(x_0 | all slots but this one) from full = p(x_0 | all slots), by Bayes: divided

@@ -23,8 +23,8 @@ ROW_BLOCK = 128  # rows of a context are counted in blocks, as backends allocate
 
 @dataclass(eq=False)
 class Ticket:
-    """A submitted request. Times are of time.perf_counter, None until they have come; error: why it
-    failed."""
+    """A submitted request. Times are of time.perf_counter, None until they have come; error: why it failed;
+    inbox: for whoever shares out the events of `Engine.step`."""
 
     number: int
     request: Request
@@ -38,6 +38,7 @@ class Ticket:
     first_draft: float | None = None
     last_commit: float | None = None
     finished: float | None = None
+    inbox: deque[Event] = field(default_factory=deque, repr=False)
     rows: int = field(default=0, repr=False)
 
     @property

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, sha256
 from redraft.hub.names import did_you_mean
+from redraft.hub.runs import newest
 
 DEFAULT_MODEL = "redraft-tiny"
 WEIGHTS = "model.safetensors"
@@ -67,8 +68,8 @@ def models() -> list[ModelFolder]:
 
 
 def find(name_or_path: str | os.PathLike[str]) -> ModelFolder:
-    """A model by name, or by the path of its folder; a name of the store goes before a folder called the
-    same.
+    """A model by name, or by the path of its folder or of a training run, whose newest checkpoint is meant; a name of
+    the store goes before a folder called the same.
 
     Raises RequestError, naming the nearest model and how to list them, when there is neither.
     """
@@ -80,7 +81,7 @@ def find(name_or_path: str | os.PathLike[str]) -> ModelFolder:
         return known[given]
     path = Path(given).expanduser()
     if path.is_dir():
-        return ModelFolder(path.resolve().name or given, path, "path")
+        return ModelFolder(path.resolve().name or given, newest(path), "path")
     if path.is_file():
         raise RequestError(f"{given} is a file: give the model's folder")
     if os.sep in given or given.startswith("."):

@@ -57,18 +57,20 @@ def read(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) 
     top = scaled.argmax(axis=-1)
     span = np.arange(len(rows))
     highest = scaled[span, top]
+    if not np.isfinite(highest).all():
+        raise RedraftError("the network returned logits that are not finite numbers")
     shifted = np.maximum(scaled - highest[:, None], _FLOOR)
     weight = np.exp(shifted)
     total = weight.sum(axis=-1)
-    if not (np.isfinite(total).all() and np.isfinite(highest).all()):
-        raise RedraftError("the network returned logits that are not finite numbers")
     # of the whole distribution, not of the drawn token's probability alone
     entropy = np.maximum(np.log(total) - np.einsum("kv,kv->k", weight, shifted) / total, 0.0)
 
-    drawn = top
-    if temperature > 0.0 and len(rows):
-        noise = [gumbel(canvas.key, canvas.position + int(row), canvas.vocabulary.vocab_size) for row in rows]
-        drawn = (sharpen(bent, settings, temperature) + np.stack(noise)).argmax(axis=-1)
+    drawn, fresh = top, ~canvas.settled[rows]
+    if temperature > 0.0 and fresh.any():
+        size = canvas.vocabulary.vocab_size
+        noise = np.stack([gumbel(canvas.key, canvas.position + int(row), size) for row in rows[fresh]])
+        drawn = top.copy()
+        drawn[fresh] = (sharpen(bent[fresh], settings, temperature) + noise).argmax(axis=-1)
 
     choice, best = canvas.shown.copy(), canvas.shown.copy()
     probability, peak, uncertainty = (

@@ -64,9 +64,9 @@ def ancestral(canvas: Canvas, reading: Reading, last: bool) -> Move:
 
 
 def _ancestral_absorbing(canvas: Canvas, reading: Reading, last: bool) -> Move:
-    """An open slot is unmasked with probability (α_s - (1 - σ)α_t)/(1 - α_t), a settled one masked with σ. Which
-    slots does not depend on the network, so a grid step in which nothing happens costs no evaluation (MDLM's
-    cache)."""
+    """An open slot is unmasked with probability (α_s - (1 - σ)α_t)/(1 - α_t), a settled one masked with σ.
+    Which slots does not depend on the network, so a grid step in which nothing happens costs no evaluation
+    (MDLM's cache)."""
     settings, survival = canvas.settings, process_of(canvas).kernel.shares
     settled, tokens, clock = canvas.settled, canvas.tokens, canvas.clock
     probability = np.where(settled, canvas.probability, reading.probability)

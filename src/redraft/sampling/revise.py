@@ -52,9 +52,10 @@ REMASK_SCHEDULES: dict[str, Callable[[float, float, np.ndarray, np.ndarray], np.
 def remask_share(
     settings: SamplerSettings, settled: np.ndarray, probability: np.ndarray, alpha_t: float, alpha_s: float
 ) -> np.ndarray:
-    """float64 [C]: σ, the probability with which a settled slot goes back to the mask between times t and s < t,
-    at most σ_max = min(1, (1 - α_s)/α_t); 0 without remasking. settled bool [C]: those that may; probability:
-    theirs when they were accepted. `conf` gives all others 0, cap and rescale give one σ to all."""
+    """float64 [C]: σ, the probability with which a settled slot goes back to the mask between times t and s <
+    t, at most σ_max = min(1, (1 - α_s)/α_t); 0 without remasking. settled bool [C]: those that may;
+    probability: theirs when they were accepted. `conf` gives all others 0, cap and rescale give one σ to
+    all."""
     if settings.remask is None:
         return np.zeros(len(settled))
     most = min(1.0, (1.0 - alpha_s) / alpha_t) if alpha_t > 0.0 else 1.0

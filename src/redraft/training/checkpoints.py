@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
+from redraft.hub.runs import complete
 from redraft.training.optim import Ema
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -94,22 +95,6 @@ def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any],
 
 def _tied(model: Denoiser, name: str) -> bool:
     return model.config.tie_word_embeddings and name == "lm_head.weight"
-
-
-def complete(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [p for p in folder.glob("step-*") if (p / "training_state" / "state.json").exists()]
-    return sorted((p for p in found if _number(p).isdigit()), key=lambda p: int(_number(p)))
-
-
-def _number(folder: Path) -> str:
-    return folder.name.removeprefix("step-")
-
-
-def newest(folder: str | Path) -> Path:
-    """A model folder as it is; of a run's folder its last complete checkpoint."""
-    found = complete(Path(folder))
-    return found[-1] if found else Path(folder)
 
 
 def restore(state: TrainingState, folder: Path) -> None:

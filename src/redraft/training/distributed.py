@@ -31,10 +31,6 @@ class World:
         dist.all_reduce(tensor)
         return [float(v) for v in tensor.cpu()]
 
-    def mean(self, value: float) -> float:
-        """One number that all processes agree on, of what each has measured."""
-        return self.sum([value])[0] / self.size
-
     def any(self, value: bool) -> bool:
         """Whether it's true in some process."""
         return self.sum([float(value)])[0] > 0

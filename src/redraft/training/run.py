@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -26,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
-from redraft.training import checkpoints, metrics, optim, start
+from redraft.hub.runs import complete, newest
+from redraft.training import checkpoints, metrics, optim, samples, start
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
 from redraft.training.data import make_folder
@@ -36,6 +36,7 @@ from redraft.training.interrupt import Interrupt
 from redraft.training.memory import keep_freed_memory
 from redraft.training.objective import JointObjective, slot_weights
 from redraft.training.recipe import Recipe
+from redraft.training.samples import Sampler
 from redraft.training.validate import held_out
 
 
@@ -51,9 +52,6 @@ class Silent:
     def update(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def message(self, text: str) -> None: ...
-
-
-Sampler = Callable[[Denoiser, list[str]], list[str]]
 
 
 class Run:
@@ -91,14 +89,14 @@ class Run:
         self.seconds_before = self.agreed_seconds = self.state.seconds
 
     def _resume(self) -> None:
-        found = checkpoints.complete(self.folder)
+        found = complete(self.folder)
         checkpoints.restore(self.state, found[-1])
         if self.world.first:
             metrics.drop_after(self.folder, self.state.step)
         self.reporter.message(f"resumed {found[-1]}")
 
     def _make_folder(self, resume: bool) -> None:
-        if resume and not checkpoints.complete(self.folder):
+        if resume and not complete(self.folder):
             raise RequestError(
                 f"{self.folder} holds no complete checkpoint to resume from; start without --resume"
             )
@@ -112,7 +110,7 @@ class Run:
             raise failed or RequestError(f"run folder {self.folder} can't be used: see the first process")
 
     def _write_recipe(self, resume: bool) -> None:
-        if not resume and checkpoints.complete(self.folder):
+        if not resume and complete(self.folder):
             raise RequestError(
                 f"{self.folder} already holds a run; go on with --resume or choose another folder"
             )
@@ -210,7 +208,7 @@ class Run:
         }
 
     def _diverged(self) -> str:
-        good = checkpoints.complete(self.folder)
+        good = complete(self.folder)
         then = f"{good[-1]} is good: resume from it" if good else "start again"
         return (
             f"the loss is not finite at step {self.state.step}; {then} with a lower optimizer.learning_rate"
@@ -237,7 +235,7 @@ class Run:
             from redraft.training.plot import plot_losses
 
             plot_losses(self.folder / metrics.METRICS, self.folder / "loss.png", self.reporter.message)
-        return checkpoints.complete(self.folder)[-1]
+        return complete(self.folder)[-1]
 
     def _loop(self, sampler: Sampler | None, interrupt: Interrupt) -> None:
         train = self.recipe.train
@@ -314,7 +312,9 @@ def _make_distilled(recipe: Recipe, reporter: Reporter) -> None:
             time.sleep(1)
         return
     if not made.exists():
-        model = checkpoints.newest(recipe.init)
+        if recipe.train.threads:  # the others wait: their threads are free
+            torch.set_num_threads(recipe.train.threads * int(os.environ.get("WORLD_SIZE", "1")))
+        model = newest(recipe.init)
         distill(model, recipe.data, recipe.distill, recipe.train.seed, reporter.message)
 
 
@@ -327,9 +327,11 @@ def train(
 ) -> Path:
     """Trains by a recipe into `folder` (runs/NAME by default) and returns the last checkpoint's folder.
 
+    sampler: answers the recipe's sample_prompts at each evaluation; the default one samples with the engine.
     Raises RequestError for what the recipe or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if recipe.distill:
         _make_distilled(recipe, reporter or Silent())
-    return Run(recipe, folder or Path("runs") / recipe.name, resume, reporter).train(sampler)
+    run = Run(recipe, folder or Path("runs") / recipe.name, resume, reporter)
+    return run.train(sampler or samples.sampler(recipe))

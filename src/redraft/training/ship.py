@@ -11,7 +11,8 @@ import torch
 
 from redraft.denoiser import checkpoint
 from redraft.files import MANIFEST, manifest, write_atomically
-from redraft.training.checkpoints import TOKENIZER_FILES, newest
+from redraft.hub.runs import newest
+from redraft.training.checkpoints import TOKENIZER_FILES
 
 
 def ship(run: str | Path, out: str | Path, generation: dict[str, Any]) -> Path:

@@ -14,7 +14,7 @@ from redraft.denoiser import checkpoint
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RequestError
-from redraft.training import checkpoints
+from redraft.hub.runs import newest
 from redraft.training.data import Corpus
 from redraft.training.packing import Rows
 from redraft.training.recipe import Recipe
@@ -104,11 +104,14 @@ def forward_process(recipe: Recipe, config: DenoiserConfig) -> corruption.Proces
 def network(recipe: Recipe, tokenizer: Tokenizer) -> Denoiser:
     """Random weights drawn from the recipe's seed, or those of `init`, in training mode on the CPU."""
     wanted = denoiser_config(recipe, tokenizer)
+    drafts = any(part.draft for part in recipe.corpora())
+    if drafts and wanted.draft_token_id is None:
+        raise RequestError(f"a mixture with draft needs {DRAFT} in the tokenizer; prepare the data anew")
     if recipe.init is None:
         model = Denoiser(wanted)
         model.reset_parameters(torch.Generator().manual_seed(recipe.train.seed))
         return model
-    model = checkpoint.load(checkpoints.newest(recipe.init)).train()
+    model = checkpoint.load(newest(recipe.init)).train()
     have = model.config
     same = all(getattr(have, n) == getattr(wanted, n) for n in ("mask_token_id", "null_token_id"))
     if have.vocab_size < wanted.vocab_size or not same:
@@ -117,7 +120,7 @@ def network(recipe: Recipe, tokenizer: Tokenizer) -> Denoiser:
         )
     if have.shift or have.self_conditioning:
         raise RequestError(f"{recipe.init} has shift or self-conditioning, which this training doesn't teach")
-    if any(part.draft for part in recipe.corpora()):
+    if drafts:
         _open_drafts(model, wanted.draft_token_id)
     if recipe.train.row_length > have.max_position_embeddings:
         raise RequestError(f"train.row_length exceeds the {have.max_position_embeddings} of {recipe.init}")
@@ -126,8 +129,6 @@ def network(recipe: Recipe, tokenizer: Tokenizer) -> Denoiser:
 
 def _open_drafts(model: Denoiser, draft: int | None) -> None:
     """Before a model is first distilled its draft token means what its mask means."""
-    if draft is None:
-        raise RequestError(f"a mixture with draft needs {DRAFT} in the tokenizer; prepare the data anew")
     model.config = model.model.config = dataclasses.replace(model.config, draft_token_id=draft)
     with torch.no_grad():
         embedding = model.model.embed_tokens.weight

@@ -33,9 +33,9 @@ from redraft.engine.backends.onnx_rows import (
 from redraft.engine.backends.onnx_weights import prepare, read_tensors
 from redraft.errors import RedraftError, RequestError
 
-# Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves
-# (benchmarks/backends.py measures it).
-INT8_PAYS_FROM = 20_000_000
+# Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves. At 3.5
+# million int8 took 0.7 to 0.8 of fp32's time, at 135 million 0.4 (benchmarks/backends.py, AVX-512 VNNI).
+INT8_PAYS_FROM = 2_000_000
 LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4

@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from redraft.engine.ending import EndRules, Output, TokenBytes
 from redraft.engine.events import Commit, Step
 from redraft.engine.request import Request
 from redraft.errors import RedraftError
-from redraft.sampling import Canvas
+from redraft.sampling import Canvas, SamplerSettings
 
 PREFILL_CHUNK = (
     512  # prompt tokens of one request in one evaluation, so that a long prompt doesn't hold up the others
@@ -48,6 +49,7 @@ class Writer(ABC):
         self.canvases = 0
         self._to_read = prefill_length(config, len(request.prompt))
         self._reading = False
+        self._sized: SamplerSettings | None = None
 
     @property
     def context(self) -> Context:
@@ -106,6 +108,14 @@ class Writer(ABC):
     def pending(self) -> np.ndarray:
         """int64: tokens of the text that the context doesn't hold yet."""
         return np.array(self.text[self.context.length :], dtype=np.int64)
+
+    def resized(self, settings: SamplerSettings, slots: int) -> SamplerSettings:
+        """`settings` for a canvas of `slots`; most canvases are as long as the last, so it's kept."""
+        if self._sized is None or self._sized.canvas_length != slots:
+            self._sized = (
+                settings if settings.canvas_length == slots else replace(settings, canvas_length=slots)
+            )
+        return self._sized
 
     def step_event(self, canvas: Canvas) -> Step:
         return Step(

@@ -53,7 +53,7 @@ class Diffusion(Writer):
         first = self.canvases == 0
         slots = canvas_slots(self.config, self.request.sampler.canvas_length, len(self.text))
         return begin(
-            replace(self.request.sampler, canvas_length=slots),
+            self.resized(self.request.sampler, slots),
             self._slot_vocabulary,
             self.request.key,
             len(self.output.tokens),

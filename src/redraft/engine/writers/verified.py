@@ -11,19 +11,32 @@ drafter: TiDAR, I-DLM.)
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.events import Step
 from redraft.engine.writers.base import Event, Writer
-from redraft.sampling import Canvas, advance, begin, choose, outcome, wanted
+from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
 
 
 class Verified(Writer):
     encode_prompt = "last"
     canvas: Canvas | None = None
     _proposal: tuple[int, ...] = ()
+    _chance = 1.0  # that all of the proposal is right
+
+    @cached_property
+    def _draft_settings(self) -> SamplerSettings:
+        return replace(
+            self.request.sampler,
+            max_steps=self.request.draft_steps,
+            steps=None,
+            accept="threshold",
+            edit_threshold=None,
+            remask=None,
+        )
 
     def after_prompt(self, result: PassResult) -> list[Event]:
         return [self._verify(result.encode)]
@@ -48,17 +61,9 @@ class Verified(Writer):
         request = self.request
         left = self.output.rules.limit - len(self.output.tokens) - len(self._proposal)
         slots = min(request.sampler.canvas_length, room, left)
-        if slots < 2 or (self._proposal and request.draft_layout == "separate"):
+        if slots < 2 or not self._worth_drafting(slots):
             return None
-        settings = replace(
-            request.sampler,
-            canvas_length=slots,
-            max_steps=request.draft_steps,
-            steps=None,
-            accept="threshold",
-            edit_threshold=None,
-            remask=None,
-        )
+        settings = self.resized(self._draft_settings, slots)
         position = len(self.output.tokens) + len(self._proposal)
         chosen = [*self.output.tokens, *self._proposal]
         return begin(settings, self.vocabulary, request.key, position, chosen=chosen)
@@ -79,11 +84,31 @@ class Verified(Writer):
         return events
 
     def _proposed(self, canvas: Canvas) -> tuple[int, ...]:
-        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile;
-        without an end of answer, behind which there's nothing to encode."""
-        spent = int(canvas.shown[0] != self.config.null_token_id)
-        proposal = outcome(canvas)[spent:]
-        return proposal[:-1] if proposal and proposal[-1] in self.vocabulary.eos_ids else proposal
+        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
+        up to an end of answer (there's nothing to encode behind it). In layout "auto" a token is worth its
+        row only while all up to it are right with a chance, by the canvas's own probabilities, of row_cost.
+        """
+        tokens: list[int] = []
+        chance, least = 1.0, self.request.row_cost if self.request.draft_layout == "auto" else 0.0
+        for token, probability in zip(
+            canvas.shown[1:].tolist(), canvas.probability[1:].tolist(), strict=True
+        ):
+            if token in self.config.special_slot_ids:
+                continue
+            chance *= probability
+            if token in self.vocabulary.eos_ids or chance < least:
+                break
+            tokens.append(token)
+            self._chance = chance
+        return tuple(tokens)
+
+    def _worth_drafting(self, slots: int) -> bool:
+        """Whether to denoise the next canvas in the pass that verifies this proposal. It costs `slots` rows,
+        for nothing if the proposal has a mistake; later it would cost these rows and a pass."""
+        layout, rows = self.request.draft_layout, self.request.row_cost * slots
+        if not self._proposal or layout == "strided":
+            return True
+        return layout == "auto" and self._chance >= rows / (1 + rows)
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""

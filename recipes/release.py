@@ -1,0 +1,93 @@
+"""Trains redraft-tiny from the data to the model card, and rewrites every number that depends on its weights.
+
+    python recipes/release.py dialogues_sgd.jsonl.xz            everything: about two hours of two idle cores
+    python recipes/release.py dialogues_sgd.jsonl.xz --from measure     the numbers alone, of the shipped weights
+
+Stages: prepare, train, distill, ship, measure. Each starts from what the ones before left in runs/; training that was
+interrupted goes on from its last checkpoint. Nothing else should run on the machine while it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from redraft.training.ship import seal, ship
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "src/redraft/models/redraft-tiny"
+STAGES = ("prepare", "train", "distill", "ship", "measure")
+
+
+def redraft(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "redraft.cli.main", *arguments]
+
+
+def run(*command: str, processes: int = 1) -> None:
+    """A command in the checkout; with processes > 1 under torchrun, one thread each."""
+    line = list(command)
+    if processes > 1:
+        module = line[line.index("-m") :]
+        line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *module]
+    print("$", " ".join(line), flush=True)
+    subprocess.run(line, cwd=ROOT, check=True)
+
+
+def train(recipe: str, folder: str, overrides: list[str]) -> None:
+    resume = ["--resume"] if list((ROOT / folder).glob("step-*")) else []
+    settings = [part for value in overrides for part in ("--set", value)]
+    run(
+        *redraft("train", f"recipes/{recipe}", "--out", folder, "--plain", *resume, *settings),
+        processes=min(2, os.cpu_count() or 1),
+    )
+
+
+def measure() -> None:
+    """Every number that depends on the weights: results, model card, plots, documents, the README's picture."""
+    stages = "runs/redraft-tiny", "runs/redraft-tiny-distilled"
+    trained = [stage for stage in stages if (ROOT / stage).exists()]
+    before = ["--before", trained[0]] if trained else []
+    run(
+        *(sys.executable, "-m", "redraft.evaluation.report", "docs/results.json", "--model", "redraft-tiny"),
+        *("--data", "runs/data/sgd", *before, *(["--runs", *trained] if trained else [])),
+        *("--card", str(MODEL), "--plots", "docs/images", "--docs", "README.md", "docs/performance.md"),
+    )
+    seal(MODEL)
+    prompt = "I need a table for two in San Jose tonight."
+    run(*redraft("run", prompt, "--seed", "1", "--svg", "docs/denoising.svg"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dialogues", type=Path, help="Schema-Guided Dialogue as jsonl(.xz)")
+    parser.add_argument("--from", dest="first", choices=STAGES, default="prepare")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="of both recipes, as train.minutes=1"
+    )
+    options = parser.parse_args()
+    wanted = STAGES[STAGES.index(options.first) :]
+    source = options.dialogues.resolve()
+    if not source.exists():
+        parser.error(f"{source} does not exist")
+    if "prepare" in wanted:
+        paths = [f"prepare.{part}.0.path={source}" for part in ("sources", "tests")]
+        run(*redraft("prepare", "recipes/tiny.yaml", *(p for path in paths for p in ("--set", path))))
+    if "train" in wanted:
+        train("tiny.yaml", "runs/redraft-tiny", options.overrides)
+    if "distill" in wanted:
+        train("tiny-distill.yaml", "runs/redraft-tiny-distilled", options.overrides)
+    if "ship" in wanted:
+        generation = json.loads((ROOT / "recipes/tiny-generation.json").read_text())
+        ship(ROOT / "runs/redraft-tiny-distilled", MODEL, generation)
+    if "measure" in wanted:
+        measure()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A denoiser as an ONNX file that any ONNX Runtime opens: the graph, and its weights in a safetensors file beside it.
+
+redraft itself builds the graph when it loads a model and needs no export; this is for other programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+from safetensors.numpy import save
+
+from redraft.denoiser import families
+from redraft.denoiser.config import read_config
+from redraft.engine.agreement import Agreement, agreement
+from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
+from redraft.engine.backends.onnx_graph import Precision, build_graph
+from redraft.engine.backends.onnx_weights import prepare, read_tensors
+from redraft.errors import RequestError
+from redraft.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, its bytes together, and how it agrees with fp32 on the tokens given (None without any)."""
+
+    graph: Path
+    weights: Path
+    size: int
+    precision: Precision
+    agreement: Agreement | None
+
+
+def _point_to(graph: ModelProto, file: str, data: bytes, weights: dict[str, np.ndarray]) -> None:
+    """Turns the graph's placeholders into references to their bytes in a safetensors file."""
+    header = int.from_bytes(data[:8], "little")
+    base = 8 + header
+    # safetensors orders tensors by its own rule, so the offsets are read back from the header it wrote.
+    offsets = _offsets(data[8:base])
+    for tensor in graph.graph.initializer:
+        if tensor.name in weights:
+            del tensor.external_data[:]
+            begin, end = offsets[tensor.name]
+            for key, value in (("location", file), ("offset", base + begin), ("length", end - begin)):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _offsets(header: bytes) -> dict[str, tuple[int, int]]:
+    entries = json.loads(header)
+    return {name: tuple(entry["data_offsets"]) for name, entry in entries.items() if name != "__metadata__"}
+
+
+def export(
+    folder: str | Path,
+    out: str | Path,
+    precision: Precision | None = None,
+    sequences: Sequence[np.ndarray] = (),
+) -> Export:
+    """Writes denoiser-{precision}.onnx and denoiser-{precision}.safetensors into `out`, which is made if absent.
+
+    folder: a model of ours or of another family. precision None chooses by size. sequences: int64 token arrays on which
+    the exported precision is compared with fp32. Raises RequestError for a folder that is no model or can't be made.
+    """
+    out = Path(out)
+    config = families.load_config(folder)
+    precision = precision or choose_precision(config)
+    graph, wanted = build_graph(config, precision)
+    family = families.identify(read_config(folder), str(folder))
+    tensors = read_tensors(folder, *([] if family is None else [family.rename]))
+    weights = prepare(config, tensors, wanted, str(folder))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{out} can't be made: {error.strerror}") from None
+    graph_path, weights_path = out / f"denoiser-{precision}.onnx", out / f"denoiser-{precision}.safetensors"
+    data = save(weights)
+    _point_to(graph, weights_path.name, data, weights)
+    write_atomically(weights_path, data)
+    write_atomically(graph_path, graph.SerializeToString())
+    compared = None
+    if sequences:
+        exported = OnnxBackend(config, tensors, precision)
+        compared = agreement(OnnxBackend(config, tensors, "fp32"), exported, sequences)
+    size = graph_path.stat().st_size + weights_path.stat().st_size
+    return Export(graph_path, weights_path, size, precision, compared)

@@ -1,0 +1,51 @@
+"""The exported file, opened as any other program would: by its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx as onnx_package
+import onnxruntime
+import pytest
+
+from redraft.denoiser import checkpoint
+from redraft.engine.backend import Pass
+from redraft.engine.backends.onnx_backend import OnnxBackend
+from redraft.engine.backends.onnx_export import export
+from redraft.errors import RedraftError, RequestError
+from tests.engine.onnx_models import OPTIONS, denoiser, tokens
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["qwen3"], OPTIONS["untied"]], ids=str)
+def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) -> None:
+    checkpoint.save(denoiser(**options), tmp_path / "model")
+    written = export(tmp_path / "model", tmp_path / "out", precision, [tokens(20)])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [written.graph.name, written.weights.name]
+    assert written.size == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
+    assert written.agreement is not None
+    assert written.agreement.rows == 28
+    onnx_package.load(written.graph)  # references resolve
+
+    backend = OnnxBackend.load(tmp_path / "model", precision, threads=1)
+    calls = [Pass(backend.new_context(32), tokens(9), "all", tokens(8, seed=1))]
+    direct = backend.forward(calls)[0]
+    calls[0].context.truncate(0)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    backend._session = onnxruntime.InferenceSession(written.graph, options)
+    backend._binding, backend._view, backend._geometry_key = backend._session.io_binding(), None, None
+    backend._feeds.clear()
+    from_file = backend.forward(calls)[0]
+    assert np.array_equal(from_file.encode, direct.encode)
+    assert np.array_equal(from_file.canvas, direct.canvas)
+
+
+def test_export_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="not a model directory"):
+        export(tmp_path, tmp_path / "out")
+    checkpoint.save(denoiser(), tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RedraftError, match="can't be made"):
+        export(tmp_path / "model", tmp_path / "file" / "out")
