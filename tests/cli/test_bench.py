@@ -80,7 +80,7 @@ def test_what_cannot_be_measured_is_one_line(
         (["likelihood"], "needs --data"),
         (["likelihood", "--data", "/no/such"], "holds no valid data"),
         (["likelihood", "--data", "/no/such", "--copies", "1"], "--copies must be 2 or more"),
-        (["likelihood", "--data", "/no/such", "--documents", "0"], "--documents must be 1 or more"),
+        (["likelihood", "--data", "/no/such", "--documents", "-1"], "--documents must be 0 or more"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(

@@ -13,6 +13,7 @@ from typing import Any
 from redraft.api import Model
 from redraft.engine import Commit, Engine, Request, Ticket
 from redraft.engine.backend import Backend, Context, Pass, PassResult
+from redraft.engine.writers.base import Event
 
 Progress = Callable[[str], None]
 
@@ -94,6 +95,7 @@ class Bench:
                 setattr(ticket.writer, "absorb", watch.around(ticket.writer.absorb))  # noqa: B010
             if first_commit is None and any(isinstance(e, Commit) and e.tokens for _, e in events):
                 first_commit = ticket.last_commit
+        _raise(ticket)
         return _written(ticket, self.backend.seconds - before, watch.seconds, first_commit)
 
 
@@ -121,9 +123,24 @@ def write_all(
     """Runs requests `batch` at a time, for their text: faster than one by one and the same token ids."""
     engine = Engine(backend or model.backend, model.tokenizer.token_bytes, max_batch=batch, prefix_contexts=0)
     tickets = [engine.submit(request) for request in requests]
-    while engine.has_work:
-        engine.step()
+    finish(engine, tickets)
     return tickets
+
+
+def finish(engine: Engine, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Event]]:
+    """Runs an engine until it is empty; every event of it. Raises what made an answer fail: a bench has no use for
+    the others alone."""
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    for ticket in tickets:
+        _raise(ticket)
+    return events
+
+
+def _raise(ticket: Ticket) -> None:
+    if ticket.error is not None:
+        raise ticket.error
 
 
 @dataclass(frozen=True)
