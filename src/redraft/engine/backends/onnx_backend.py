@@ -21,6 +21,7 @@ from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
 from redraft.engine.backends.onnx_graph import PRECISIONS, Precision, build_graph, cache_names
 from redraft.engine.backends.onnx_rows import (
+    LEAST_GRID_ROWS,
     Geometry,
     RotaryTable,
     Share,
@@ -89,7 +90,8 @@ class OnnxBackend:
     """Implements engine.backend.Backend. Calls from several threads take turns.
 
     threads: how many to use, 0 for one on each core. spinning: idle threads wait busily between operators, which is
-    faster on idle cores and burns a core while a pass runs.
+    faster on idle cores and burns a core while a pass runs. exact: single rows attend as they would among others, bit
+    for bit; False is faster for them (an AR baseline) and gives up that verified equals ar.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class OnnxBackend:
         precision: Precision = "fp32",
         threads: int = 0,
         spinning: bool = True,
+        exact: bool = True,
         source: str = "the model",
     ) -> None:
         """tensors: float32, named as in the checkpoint. Raises RequestError when they don't fit the config."""
@@ -108,6 +111,7 @@ class OnnxBackend:
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
         graph, wanted = build_graph(config, precision)
+        self._least_rows = LEAST_GRID_ROWS if exact else 1
         self._inputs = {i.name for i in graph.graph.input}
         self._weights = prepare(
             config, tensors, wanted, source
@@ -128,6 +132,7 @@ class OnnxBackend:
         precision: Precision | None = None,
         threads: int = 0,
         spinning: bool = True,
+        exact: bool = True,
         **overrides: Any,
     ) -> OnnxBackend:
         """A folder of ours or of another family, config.json and safetensors; precision None chooses by size.
@@ -137,7 +142,9 @@ class OnnxBackend:
         config = families.load_config(folder, **overrides)
         family = families.identify(read_config(folder), str(folder))
         tensors = read_tensors(folder, *([] if family is None else [family.rename]))
-        return cls(config, tensors, precision or choose_precision(config), threads, spinning, str(folder))
+        return cls(
+            config, tensors, precision or choose_precision(config), threads, spinning, exact, str(folder)
+        )
 
     def new_context(self, capacity: int) -> OnnxContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when they don't suffice."""
@@ -213,7 +220,7 @@ class OnnxBackend:
         if self._geometry_key == key:
             return
         self._geometry_key = None
-        g = self._geometry = geometry(self.config, shares, view.lanes, view.rows)
+        g = self._geometry = geometry(self.config, shares, view.lanes, view.rows, self._least_rows)
         cos, sin = self._rotary.rows(g.position)
         self._feed(turn=g.turn, slot=g.slot, grid=g.grid, place=g.place, mask=g.mask, cos=cos, sin=sin)
         self._geometry_key = key

@@ -61,10 +61,12 @@ def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
     return seen
 
 
-def geometry(config: DenoiserConfig, shares: tuple[Share, ...], lanes: int, slots: int) -> Geometry:
-    """Arrays for these shares on a grid of `lanes` lanes over caches of `slots` rows."""
+def geometry(
+    config: DenoiserConfig, shares: tuple[Share, ...], lanes: int, slots: int, least: int = LEAST_GRID_ROWS
+) -> Geometry:
+    """Arrays for these shares on a grid of `lanes` lanes of at least `least` rows over caches of `slots` rows."""
     rows = sum(s.rows for s in shares)
-    width = max(LEAST_GRID_ROWS, *(s.rows for s in shares))
+    width = max(least, *(s.rows for s in shares))
     grid = np.zeros((lanes, width, 2), np.int64)
     mask = np.zeros((lanes, 1, width, slots), np.float32)
     slot, place = np.empty((2, 1, rows, 2), np.int64)
