@@ -197,7 +197,7 @@ def lines(told: dict[str, Any]) -> list[str]:
     out = [
         f"{told['model']} on {told['backend']}, {told['device']}: {told['prompts']} prompts, "
         f"{told['tokens_per_prompt']} new tokens each",
-        f"{'point':<26} {'tokens/s':>9} {'TPF':>5} {'AR nll':>7} {'entropy':>8} {'distinct-3':>10}"
+        f"{'point':<34} {'tokens/s':>9} {'TPF':>5} {'AR nll':>7} {'entropy':>8} {'distinct-3':>10}"
         "   over AR's frontier",
     ]
     for p in told["points"]:
@@ -205,7 +205,7 @@ def lines(told: dict[str, Any]) -> list[str]:
         edge = "" if p["inside"] else " (outside its range)"
         over = "" if p["decode"] == "ar" else f"{p['excess_percent']:+6.1f} % [{low:+.1f}, {high:+.1f}]{edge}"
         out.append(
-            f"{p['name']:<26} {p['tokens_per_second']:9.1f} {p['tokens_per_forward']:5.2f} {p['ar_nll']:7.3f} "
+            f"{p['name']:<34} {p['tokens_per_second']:9.1f} {p['tokens_per_forward']:5.2f} {p['ar_nll']:7.3f} "
             f"{p['entropy']:8.3f} {p['distinct_3']:10.3f}   {over}"
         )
     chosen = told["best"]["name"] if told["best"] else "none"
