@@ -40,6 +40,7 @@ class Batch:
     sizes: tuple[int, ...] = SIZES
     repeats: int = 2
     diffusion: Way = DIFFUSION
+    verified: Way = VERIFIED
     seed: int = 0
 
 
@@ -67,7 +68,7 @@ def batch(
     ways = {
         "ar": GREEDY,
         "diffusion": settings.diffusion,
-        "verified": VERIFIED,
+        "verified": settings.verified,
     }
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], min(32, settings.tokens)))
     runs: dict[tuple[str, int], Load] = {}

@@ -145,13 +145,19 @@ def _raise(ticket: Ticket) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults."""
+    """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults.
+
+    sharp, draft_steps, draft_layout: as in Request. sampler: further fields of the sampler's settings.
+    """
 
     decode: str
     temperature: float | None = None
     threshold: float | None = None
     canvas: int | None = None
     effort: str | None = None
+    sharp: bool | None = None
+    draft_steps: int = 1
+    draft_layout: str = "auto"
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def request(self, model: Model, prompt: Any, tokens: int, seed: int = 0) -> Request:
@@ -170,7 +176,13 @@ class Way:
         )
         ends = model.config.eos_token_ids[:1]
         bias = tuple((t, -1e6) for t in ends)
-        return replace(made, sampler=replace(made.sampler, logit_bias=bias, **self.sampler))
+        return replace(
+            made,
+            sampler=replace(made.sampler, logit_bias=bias, **self.sampler),
+            sharp=self.sharp,
+            draft_steps=self.draft_steps,
+            draft_layout=self.draft_layout,
+        )
 
     def told(self, model: Model) -> dict[str, Any]:
         """The settings that count for this mode, for a report."""
@@ -178,8 +190,11 @@ class Way:
         out: dict[str, Any] = {"decode": self.decode, "temperature": sampler.temperature}
         if self.decode != "ar":
             out["canvas"] = sampler.canvas_length
+        if self.decode == "verified":
+            out |= {"draft_steps": self.draft_steps, "draft_layout": self.draft_layout}
         if self.decode == "diffusion":
             out |= {"threshold": sampler.threshold, "edit_threshold": sampler.edit_threshold}
+            out["sharp"] = self.sharp
         return out
 
 
