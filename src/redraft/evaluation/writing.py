@@ -215,11 +215,6 @@ def unpadded(backend: Backend) -> Backend:
     if callable(own):
         made: Backend = own()
         return made
-    if backend.name == "torch" and getattr(backend, "row_multiple", 1) > 1:
-        from redraft.engine.backends.torch_backend import TorchBackend
-
-        assert isinstance(backend, TorchBackend)
-        return TorchBackend(backend.model, row_multiple=1)
     return backend
 
 

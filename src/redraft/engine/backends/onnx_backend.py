@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import threading
@@ -145,6 +146,16 @@ class OnnxBackend:
         return cls(
             config, tensors, precision or choose_precision(config), threads, spinning, exact, str(folder)
         )
+
+    def unpadded(self) -> OnnxBackend:
+        """The same network with exact=False, for AR's fastest loop; both share the session and its weights."""
+        twin = copy.copy(self)
+        twin._least_rows = 1
+        twin._binding = self._session.io_binding()
+        twin._lock = threading.Lock()
+        twin._view = twin._geometry_key = None
+        twin._feeds = {}
+        return twin
 
     def new_context(self, capacity: int) -> OnnxContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when they don't suffice."""
