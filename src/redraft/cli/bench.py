@@ -43,6 +43,9 @@ def bench(
         bool | None,
         typer.Option(help="Diffusion from the draft token, or from masks (by default as it suits)."),
     ] = None,
+    slide: Annotated[
+        int | None, typer.Option(help="Leading settled slots that are committed at once; 0: canvases whole.")
+    ] = None,
     verified_canvas: Annotated[int | None, typer.Option(help="Slots that verified drafts at once.")] = None,
     draft_steps: Annotated[int, typer.Option(help="Denoising steps of verified's drafts.")] = 1,
     draft_layout: Annotated[str, typer.Option(help="Of verified: auto, strided or separate.")] = "auto",
@@ -69,6 +72,7 @@ def bench(
     ):
         o.at_least(flag, count, 1)
     o.at_least("--verified-canvas", verified_canvas, 1)
+    o.at_least("--slide", slide, 0)
     o.at_least("--draft-steps", draft_steps, 1)
     o.one_of("--draft-layout", draft_layout, ("auto", "strided", "separate"))
     for p in threshold or ():
@@ -97,6 +101,7 @@ def bench(
         canvases=tuple(canvas or ()),
         effort=effort,
         sharp=sharp,
+        slide=slide,
         verified_canvas=verified_canvas,
         draft_steps=draft_steps,
         draft_layout=draft_layout,

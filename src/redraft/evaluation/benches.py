@@ -35,6 +35,7 @@ class Options:
     canvases: tuple[int, ...] = ()
     effort: str | None = None
     sharp: bool | None = None
+    slide: int | None = None
     verified_canvas: int | None = None
     draft_steps: int = 1
     draft_layout: str = "auto"
@@ -60,6 +61,7 @@ class Options:
             canvas=_only(self.canvases),
             effort=self.effort,
             sharp=self.sharp,
+            slide=self.slide,
         )
 
     def verified(self) -> Way:

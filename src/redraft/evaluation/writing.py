@@ -155,6 +155,7 @@ class Way:
     threshold: float | None = None
     canvas: int | None = None
     effort: str | None = None
+    slide: int | None = None
     sharp: bool | None = None
     draft_steps: int = 1
     draft_layout: str = "auto"
@@ -172,6 +173,7 @@ class Way:
             effort=self.effort,
             canvas=self.canvas,
             threshold=self.threshold,
+            slide=self.slide,
             ignore_eos=True,
         )
         ends = model.config.eos_token_ids[:1]
@@ -186,7 +188,8 @@ class Way:
 
     def told(self, model: Model) -> dict[str, Any]:
         """The settings that count for this mode, for a report."""
-        sampler = self.request(model, _anything(model), 1).sampler
+        request = self.request(model, _anything(model), 1)
+        sampler = request.sampler
         out: dict[str, Any] = {"decode": self.decode, "temperature": sampler.temperature}
         if self.decode != "ar":
             out["canvas"] = sampler.canvas_length
@@ -194,7 +197,7 @@ class Way:
             out |= {"draft_steps": self.draft_steps, "draft_layout": self.draft_layout}
         if self.decode == "diffusion":
             out |= {"threshold": sampler.threshold, "edit_threshold": sampler.edit_threshold}
-            out["sharp"] = self.sharp
+            out |= {"sharp": self.sharp, "slide": request.slide}
         return out
 
 
