@@ -133,6 +133,7 @@ class Model:
         canvas: int | None = None,
         threshold: float | None = None,
         steps: int | None = None,
+        slide: int | None = None,
         ignore_eos: bool = False,
     ) -> Request:
         """The request that `generate` and `stream` run, checked. What is None comes from
@@ -142,7 +143,8 @@ class Model:
         texts that end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality
         and speed dial, which sets canvas, threshold and steps where those aren't given. canvas: slots
         denoised together; threshold: probability from which a slot settles; steps: denoising steps a canvas
-        at most. seed: None draws one. ignore_eos: write on past the end of the answer. Raises RequestError,
+        at most. slide: leading settled slots that are committed at once, 0 to
+        commit a canvas whole. seed: None draws one. ignore_eos: write on past the end of the answer. Raises RequestError,
         one line, for anything that can't be.
         """
         values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
@@ -150,6 +152,7 @@ class Model:
             "canvas_length": canvas,
             "threshold": threshold,
             "max_steps": steps,
+            "slide": slide,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
@@ -165,6 +168,7 @@ class Model:
             max_tokens=values["max_new_tokens"],
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=ignore_eos,
+            slide=values["slide"],
             seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
         )
         request.check(self.config)

@@ -54,6 +54,8 @@ def test_a_report_and_a_picture(redraft: Redraft, folder: Path, tmp_path: Path) 
         (["speed", "--threshold", "nan"], "--threshold must be a number"),
         (["speed", "--temperature", "-1"], "--temperature must be a number 0 or more"),
         (["speed", "--threshold", "0.5", "--threshold", "0.6"], "give --threshold once"),
+        (["speed", "--draft-steps", "0"], "--draft-steps must be 1 or more"),
+        (["speed", "--draft-layout", "wide"], "--draft-layout must be one of auto, strided, separate"),
         (["frontier", "--effort", "low"], "leave out --effort"),
         (["speed", "--plot", "a.jpg"], "must end in one of .png, .svg, .pdf"),
         (["speed", "--plot", "/no/such/a.png"], "there is no folder /no/such"),
@@ -80,7 +82,7 @@ def test_what_cannot_be_measured_is_one_line(
         (["likelihood"], "needs --data"),
         (["likelihood", "--data", "/no/such"], "holds no valid data"),
         (["likelihood", "--data", "/no/such", "--copies", "1"], "--copies must be 2 or more"),
-        (["likelihood", "--data", "/no/such", "--documents", "0"], "--documents must be 1 or more"),
+        (["likelihood", "--data", "/no/such", "--documents", "-1"], "--documents must be 0 or more"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(

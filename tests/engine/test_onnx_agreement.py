@@ -68,4 +68,5 @@ def test_exact_rows_are_found() -> None:
     model = denoiser()
     assert smallest_exact_rows(onnx(model)) == 1
     tensors = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+    assert OnnxBackend(model.config, tensors, "int8", 1, exact=False).exact_rows == 2
     assert smallest_exact_rows(Doubled(model.config, tensors, "fp32", 1)) == 3

@@ -11,7 +11,9 @@ import torch
 import redraft
 from redraft.api import Model
 from redraft.evaluation.prompts import Dialogues, load_dialogues
+from redraft.training.data import Document, encode_document, write_corpus
 from tests.cli.models import write_network
+from tests.hub.conftest import byte_level
 
 torch.set_num_threads(1)
 
@@ -33,11 +35,7 @@ def dialogues(model: Model) -> Dialogues:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
-    """A prepared folder with valid and test splits of three dialogues, tokenized by the model's tokenizer."""
-    from redraft.training.data import Document, encode_document, write_corpus
-    from redraft.training.tokenizer import EOS  # noqa: F401  (the role tokens come with it)
-    from tests.hub.conftest import byte_level
-
+    """A prepared folder with valid and test splits of three dialogues."""
     out = tmp_path_factory.mktemp("data")
     documents = [
         Document(
@@ -50,6 +48,11 @@ def data(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
         Document((("user", "Hi."), ("assistant", "Hello! What can I do for you today?"))),
         Document((("assistant", "Where do you want to fly?"), ("user", "To Zürich, today."))),
     ]
+    return prepared(out, documents)
+
+
+def prepared(out: Path, documents: list[Document]) -> Path:
+    """The same documents as valid and test splits, by the tokenizer of the tests' models."""
     tokenizer = byte_level()
     encoded = [encode_document(tokenizer, d) for d in documents]
     size = sum(len(d.text.encode()) for d in documents)

@@ -158,4 +158,7 @@ def test_settings_make_a_grid() -> None:
         f.Frontier(), thresholds=(0.9, 0.5), temperatures=(0.0, 1.0), canvases=(8, 16)
     )
     assert sum(w.decode == "diffusion" for w in settings.ways()) == 8
+    with_drafts = [w for w in settings.ways(drafts=True) if w.decode == "diffusion"]
+    assert len(with_drafts) == 12
+    assert {w.temperature for w in with_drafts if w.sharp is False} == {0.0}
     assert [w.temperature for w in settings.ways() if w.decode == "ar"] == list(f.AR_TEMPERATURES)

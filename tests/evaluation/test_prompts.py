@@ -102,3 +102,15 @@ def test_transcripts_become_messages() -> None:
         {"role": "user", "content": "A: b"},
         {"role": "assistant", "content": "c"},
     ]
+
+
+def test_benches_need_no_torch() -> None:
+    """On a fresh base install, with the packaged sample."""
+    import subprocess
+    import sys
+
+    code = "import sys, redraft.evaluation.benches, redraft.cli.bench; sys.exit('torch' in sys.modules)"
+    source = str(Path(__file__).parents[2] / "src")
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False).returncode == 0
+    )

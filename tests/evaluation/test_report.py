@@ -12,7 +12,10 @@ import yaml
 
 from redraft.errors import RequestError
 from redraft.evaluation import card, numbers, report
+from redraft.evaluation.prompts import to_messages
 from redraft.files import manifest
+from redraft.training.data import Document
+from tests.evaluation.conftest import prepared
 
 RESULTS: dict[str, Any] = {
     "model": "a-model",
@@ -125,11 +128,20 @@ def test_cost_of_a_run_from_its_metrics(tmp_path: Path) -> None:
         report.training_cost(tmp_path / "none", "here")
 
 
+def sample_file() -> Path:
+    return Path(card.__file__).parent / "data" / "dialogues.jsonl"
+
+
 @pytest.fixture(scope="module")
-def measured(folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole command once, on a copy of the model, with a document whose numbers it renews."""
     out = tmp_path_factory.mktemp("report")
     shutil.copytree(folder, out / "model")
+    transcripts = (
+        json.loads(line)["text"].splitlines()[:4] for line in sample_file().read_text().splitlines()
+    )
+    turns = [[(m["role"], m["content"]) for m in to_messages("\n".join(lines))] for lines in transcripts]
+    data = prepared(out / "data", [Document(tuple(parts)) for parts in turns[:12]])
     run = out / "base"
     run.mkdir()
     (run / "metrics.jsonl").write_text(

@@ -215,6 +215,16 @@ def test_better_from_is_the_size_after_which_diffusion_never_leads() -> None:
     assert batching.better_from(sizes, [9, 9, 9, 5], [2, 3, 4, 5]) is None
 
 
+def test_drafting_reaches_the_engine(model: Model, prompts: list[np.ndarray]) -> None:
+    options = Options(verified_canvas=4, draft_steps=2, draft_layout="separate", sharp=False)
+    request = options.verified().request(model, prompts[0], 8)
+    assert (request.decode, request.sampler.canvas_length) == ("verified", 4)
+    assert (request.draft_steps, request.draft_layout) == (2, "separate")
+    assert options.point().request(model, prompts[0], 8).sharp is False
+    greedy = Bench(model).write(GREEDY.request(model, prompts[0], 16))
+    assert Bench(model).write(options.verified().request(model, prompts[0], 16)).tokens == greedy.tokens
+
+
 def test_a_bench_of_one_point_takes_one() -> None:
     assert Options(thresholds=(0.5,), canvases=(4,)).point() == Way("diffusion", threshold=0.5, canvas=4)
     with pytest.raises(RequestError, match="give --threshold once"):

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_consistent_numbers(tmp_path: Path) -> None:
     sizes = ["hidden_size=16", "intermediate_size=32", "num_hidden_layers=2", "num_attention_heads=1"]
     overrides = [f"model.{s}" for s in (*sizes, "num_key_value_heads=1", "head_dim=16")]

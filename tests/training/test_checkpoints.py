@@ -11,8 +11,9 @@ import torch
 import redraft.api
 from redraft.denoiser import checkpoint
 from redraft.errors import RequestError
+from redraft.hub.runs import newest
 from redraft.training import optim
-from redraft.training.checkpoints import TrainingState, complete, newest, restore, save
+from redraft.training.checkpoints import TrainingState, complete, restore, save
 from redraft.training.recipe import Optimizer
 from redraft.training.ship import ship
 from tests.training import toys

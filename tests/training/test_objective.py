@@ -117,8 +117,8 @@ def test_scales_make_micro_batches_add_up(tmp_path: Path) -> None:
     for part in parts:
         losses = objective(part, (weight, count))
         losses.total.backward()
-        total += float(losses.total)
-    assert total == pytest.approx(float(objective(whole).total), rel=1e-6)
+        total += losses.total.item()
+    assert total == pytest.approx(objective(whole).total.item(), rel=1e-6)
     for a, p in zip(once, model.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-7)
 

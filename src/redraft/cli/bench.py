@@ -39,6 +39,16 @@ def bench(
     temperature: Annotated[list[float] | None, typer.Option(help="Of diffusion; likewise.")] = None,
     canvas: Annotated[list[int] | None, typer.Option(help="Slots denoised together; likewise.")] = None,
     effort: o.Effort = None,
+    sharp: Annotated[
+        bool | None,
+        typer.Option(help="Diffusion from the draft token, or from masks (by default as it suits)."),
+    ] = None,
+    slide: Annotated[
+        int | None, typer.Option(help="Leading settled slots that are committed at once; 0: canvases whole.")
+    ] = None,
+    verified_canvas: Annotated[int | None, typer.Option(help="Slots that verified drafts at once.")] = None,
+    draft_steps: Annotated[int, typer.Option(help="Denoising steps of verified's drafts.")] = 1,
+    draft_layout: Annotated[str, typer.Option(help="Of verified: auto, strided or separate.")] = "auto",
     seed: Annotated[int, typer.Option(help="Chooses the prompts and names the noise.")] = 0,
     peers: Annotated[bool, typer.Option(help="speed: also time outside programs, where installed.")] = True,
     quick: Annotated[
@@ -61,6 +71,10 @@ def bench(
         *(("--canvas", c) for c in canvas or ()),
     ):
         o.at_least(flag, count, 1)
+    o.at_least("--verified-canvas", verified_canvas, 1)
+    o.at_least("--slide", slide, 0)
+    o.at_least("--draft-steps", draft_steps, 1)
+    o.one_of("--draft-layout", draft_layout, ("auto", "strided", "separate"))
     for p in threshold or ():
         o.finite("--threshold", p, 0.0, 1.0)
     for t in temperature or ():
@@ -86,6 +100,11 @@ def bench(
         temperatures=tuple(temperature or ()),
         canvases=tuple(canvas or ()),
         effort=effort,
+        sharp=sharp,
+        slide=slide,
+        verified_canvas=verified_canvas,
+        draft_steps=draft_steps,
+        draft_layout=draft_layout,
         peers=peers,
         quick=quick,
         seed=seed,

@@ -73,5 +73,9 @@ def styled(slots: Iterable[Slot]) -> Text:
 
     text = Text(no_wrap=False, overflow="fold")
     for slot in slots:
-        text.append(safe(slot.text), STYLES[slot.state])
+        shown = safe(slot.text)
+        word = shown.lstrip(" ")
+        # Spaces in a run of their own: SVG viewers squeeze those that a coloured run begins with.
+        text.append(" " * (len(shown) - len(word)))
+        text.append(word, STYLES[slot.state])
     return text

@@ -44,8 +44,8 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="A prepared folder.")] = None,
     split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
     documents: Annotated[
-        int | None, typer.Option(help="So many documents, drawn by --seed; without it, all.")
-    ] = None,
+        int, typer.Option(help="So many documents, drawn by --seed (0: all of them).")
+    ] = 300,
     copies: Annotated[int, typer.Option(help="Corrupted copies of each canvas; more narrow the error.")] = 4,
     canvas: o.Canvas = None,
     seed: Annotated[int, typer.Option(help="Names the noise and draws the documents.")] = 0,
@@ -58,14 +58,16 @@ def evaluate(
     for task in tasks:
         if task not in TASKS:
             raise RequestError(f"there is no task {task!r}{did_you_mean(task, TASKS)} ({', '.join(TASKS)})")
-    o.at_least("--documents", documents, 1)
+    o.at_least("--documents", documents, 0)
     o.at_least("--copies", copies, 2)
     o.at_least("--canvas", canvas, 1)
     from redraft.evaluation.heldout import HeldOutSettings
     from redraft.hub import resolve
 
     found = resolve(model)
-    settings = HeldOutSettings(split=split, documents=documents, copies=copies, canvas=canvas, seed=seed)
+    settings = HeldOutSettings(
+        split=split, documents=documents or None, copies=copies, canvas=canvas, seed=seed
+    )
     watched = progress()
     told: dict[str, Any] = {"model": found.name}
     report: list[str] = []

@@ -27,6 +27,9 @@ class Request:
     locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of
     noise. max_canvases: the answer also ends (reason "length") after so many canvases.
 
+    slide: so many leading slots that have settled are committed at once and as many opened at the canvas's end, so that
+    no pass is spent on a canvas's last few slots; 0: a canvas is committed whole.
+
     sharp: open slots hold the model's draft token, behind which it was distilled to guess what its AR self
     would write, in place of the mask, behind which it is calibrated. None: where it has one and the answer is
     to be the likeliest (temperature 0 and nothing locked, or decode "verified").
@@ -49,6 +52,7 @@ class Request:
     locked: Mapping[int, int] = field(default_factory=dict)
     initial: tuple[int, ...] | None = None
     max_canvases: int | None = None
+    slide: int = 0
     sharp: bool | None = None
     draft_steps: int = 1
     draft_layout: str = "auto"
@@ -64,6 +68,8 @@ class Request:
         for name in ("seed", "sample"):
             if not _is_whole(getattr(self, name)):
                 raise RequestError(f"{name} must be a whole number, not {getattr(self, name)!r}")
+        if not (_is_whole(self.slide) and self.slide >= 0):
+            raise RequestError(f"slide must be a whole number of at least 0, not {self.slide!r}")
         if not (_is_whole(self.draft_steps) and self.draft_steps >= 1):
             raise RequestError(f"draft_steps must be a whole number of at least 1, not {self.draft_steps!r}")
         if self.draft_layout not in DRAFT_LAYOUTS:

@@ -19,7 +19,7 @@ from redraft.errors import RequestError
 from redraft.evaluation.prompts import LONGEST, Dialogues, Reply, pick_prompts
 from redraft.evaluation.quality import judge
 from redraft.evaluation.text import bootstrap, bootstrap_ratio, continuation_nll
-from redraft.evaluation.writing import DIFFUSION, Progress, Way, machine, write_all
+from redraft.evaluation.writing import DIFFUSION, Progress, Way, finish, machine, write_all
 
 BUDGETS = (4, 8, 16)  # evaluations a canvas
 EDIT_THRESHOLDS = (0.5, 0.7, 0.9)
@@ -219,11 +219,8 @@ def _mended(model: Model, requests: Sequence[Request], batch: int) -> tuple[np.n
     evaluations of all."""
     engine = Engine(model.backend, model.tokenizer.token_bytes, max_batch=batch, prefix_contexts=0)
     tickets = [engine.submit(request) for request in requests]
-    shown = {}
-    while engine.has_work:
-        for ticket, event in engine.step():
-            if isinstance(event, Step):
-                shown[ticket] = event.tokens
+    # The last of each ticket's steps stays.
+    shown = {t: event.tokens for t, event in finish(engine, tickets) if isinstance(event, Step)}
     return np.array([shown[t] for t in tickets]), sum(t.writer.nfe for t in tickets if t.writer)
 
 

@@ -17,7 +17,17 @@ from redraft.api import Model
 from redraft.engine import Engine
 from redraft.engine.backend import Backend
 from redraft.evaluation.speed import MODES
-from redraft.evaluation.writing import DIFFUSION, GREEDY, VERIFIED, Progress, Way, fastest_ar, machine
+from redraft.evaluation.writing import (
+    DIFFUSION,
+    GREEDY,
+    VERIFIED,
+    Progress,
+    WatchedBackend,
+    Way,
+    fastest_ar,
+    finish,
+    machine,
+)
 
 SIZES = (1, 2, 4, 8)
 
@@ -30,16 +40,19 @@ class Batch:
     sizes: tuple[int, ...] = SIZES
     repeats: int = 2
     diffusion: Way = DIFFUSION
+    verified: Way = VERIFIED
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Load:
-    """One run: all prompts with so many at once. cpu: processor seconds of this process, all its threads."""
+    """One run: all prompts with so many at once. cpu: processor seconds of this process, all its threads; network:
+    seconds in the network, which on a GPU are its busy time."""
 
     tokens: int
     seconds: float
     cpu: float
+    network: float
 
 
 def batch(
@@ -48,13 +61,14 @@ def batch(
     """The object of `redraft bench batch --json`.
 
     modes.*.sizes.*: tokens_per_second (prompts included: at a full batch reading and writing overlap),
-    cpu_seconds_per_1000_tokens, and gain: throughput over that at one at a time. better_from: for ar and verified the
-    smallest size from which on it writes more a second than diffusion at every size measured, None if at none.
+    cpu_seconds_per_1000_tokens and the same in the network (on a GPU its seconds), and gain: throughput over that at
+    one at a time. better_from: for ar and verified the smallest size from which on it writes more a second than
+    diffusion at every size measured, None if at none.
     """
     ways = {
         "ar": GREEDY,
         "diffusion": settings.diffusion,
-        "verified": VERIFIED,
+        "verified": settings.verified,
     }
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], min(32, settings.tokens)))
     runs: dict[tuple[str, int], Load] = {}
@@ -87,17 +101,17 @@ def run(
     model: Model, backend: Backend, way: Way, prompts: Sequence[np.ndarray], size: int, settings: Batch
 ) -> Load:
     """Writes on all prompts, `size` at once; the engine is fresh, its first evaluation out of the count."""
-    engine = Engine(backend, model.tokenizer.token_bytes, max_batch=size, prefix_contexts=0)
-    for prompt in prompts[:size]:
-        engine.submit(way.request(model, prompt, min(4, settings.tokens)))
-    while engine.has_work:
-        engine.step()
+    watched = WatchedBackend(backend)
+    engine = Engine(watched, model.tokenizer.token_bytes, max_batch=size, prefix_contexts=0)
+    first = [engine.submit(way.request(model, prompt, min(4, settings.tokens))) for prompt in prompts[:size]]
+    finish(engine, first)
     tickets = [engine.submit(way.request(model, p, settings.tokens, settings.seed)) for p in prompts]
-    start, cpu = time.perf_counter(), time.process_time()
-    while engine.has_work:
-        engine.step()
+    start, cpu, network = time.perf_counter(), time.process_time(), watched.seconds
+    finish(engine, tickets)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return Load(sum(len(t.writer.output.tokens) for t in tickets if t.writer), seconds, cpu)
+    return Load(
+        sum(len(t.writer.output.tokens) for t in tickets if t.writer), seconds, cpu, watched.seconds - network
+    )
 
 
 def better_from(sizes: Sequence[int], throughput: Sequence[float], diffusion: Sequence[float]) -> int | None:
@@ -115,6 +129,7 @@ def _told(runs: dict[tuple[str, int], Load], mode: str, size: int, first: int) -
     return {
         "tokens_per_second": load.tokens / load.seconds,
         "cpu_seconds_per_1000_tokens": 1000 * load.cpu / load.tokens,
+        "network_seconds_per_1000_tokens": 1000 * load.network / load.tokens,
         "gain": load.tokens / load.seconds / (single.tokens / single.seconds),
     }
 

@@ -34,6 +34,11 @@ class Options:
     temperatures: tuple[float, ...] = ()
     canvases: tuple[int, ...] = ()
     effort: str | None = None
+    sharp: bool | None = None
+    slide: int | None = None
+    verified_canvas: int | None = None
+    draft_steps: int = 1
+    draft_layout: str = "auto"
     peers: bool = True
     quick: bool = False
     seed: int = 0
@@ -55,6 +60,18 @@ class Options:
             threshold=_only(self.thresholds),
             canvas=_only(self.canvases),
             effort=self.effort,
+            sharp=self.sharp,
+            slide=self.slide,
+        )
+
+    def verified(self) -> Way:
+        """Verified decoding, greedy, with its own canvas length and drafting."""
+        return Way(
+            "verified",
+            temperature=0.0,
+            canvas=self.verified_canvas,
+            draft_steps=self.draft_steps,
+            draft_layout=self.draft_layout,
         )
 
     def size(self, usual: tuple[int, int], quick: tuple[int, int]) -> tuple[int, int]:
@@ -90,6 +107,7 @@ def _speed(model: Model, dialogues: Dialogues, options: Options, progress: Progr
         tokens=tokens,
         repeats=1 if options.quick else 2,
         diffusion=options.point(),
+        verified=options.verified(),
         seed=options.seed,
         peers_folder=options.folder if options.peers else None,
     )
@@ -104,6 +122,7 @@ def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Pro
         model=options.model,
         backend=options.backend,
         diffusion=options.point(),
+        verified=options.verified(),
         seed=options.seed,
     )
     return latency.latency(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
@@ -116,6 +135,7 @@ def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progr
         sizes=(1, 2) if options.quick else batching.SIZES,
         repeats=1 if options.quick else 2,
         diffusion=options.point(),
+        verified=options.verified(),
         seed=options.seed,
     )
     return batching.batch(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)

@@ -40,12 +40,14 @@ class Frontier:
     batch: int = 8
     seed: int = 0
 
-    def ways(self) -> list[Way]:
+    def ways(self, drafts: bool = False) -> list[Way]:
+        """drafts: the model has a draft token, which the engine uses at temperature 0; there, then, also without."""
         ar = [Way("ar", temperature=t) for t in self.ar_temperatures]
         diffusion = [
-            Way("diffusion", temperature=t, threshold=p, canvas=c)
+            Way("diffusion", temperature=t, threshold=p, canvas=c, sharp=sharp)
             for c in self.canvases
             for t in self.temperatures
+            for sharp in ((None, False) if drafts and t == 0 else (None,))
             for p in self.thresholds
         ]
         return [*ar, Way("verified", temperature=0.0), *diffusion]
@@ -90,7 +92,7 @@ def frontier(
 ) -> dict[str, Any]:
     """The object of `redraft bench frontier --json`: `points`, one a way of writing, and `best`, the fastest
     diffusion point whose excess is at most WORST percent (None if there is none)."""
-    ways = settings.ways()
+    ways = settings.ways(model.config.draft_token_id is not None)
     timed = min(settings.timed, len(prompts))
     ar_backend, bare = fastest_ar(model, ways[0].request(model, prompts[0], settings.tokens))
     written = _alone(model, prompts[:timed], ways, settings, ar_backend, progress)
@@ -183,6 +185,7 @@ def _name(way: Way) -> str:
     parts = [way.decode]
     if way.decode == "diffusion":
         parts += [] if way.threshold is None else [f"p>{way.threshold:g}"]
+        parts += ["calibrated"] if way.sharp is False else []
         parts += [] if way.canvas is None else [f"C={way.canvas}"]
     if way.temperature is not None:
         parts.append(f"T={way.temperature:g}")
@@ -194,7 +197,7 @@ def lines(told: dict[str, Any]) -> list[str]:
     out = [
         f"{told['model']} on {told['backend']}, {told['device']}: {told['prompts']} prompts, "
         f"{told['tokens_per_prompt']} new tokens each",
-        f"{'point':<26} {'tokens/s':>9} {'TPF':>5} {'AR nll':>7} {'entropy':>8} {'distinct-3':>10}"
+        f"{'point':<34} {'tokens/s':>9} {'TPF':>5} {'AR nll':>7} {'entropy':>8} {'distinct-3':>10}"
         "   over AR's frontier",
     ]
     for p in told["points"]:
@@ -202,7 +205,7 @@ def lines(told: dict[str, Any]) -> list[str]:
         edge = "" if p["inside"] else " (outside its range)"
         over = "" if p["decode"] == "ar" else f"{p['excess_percent']:+6.1f} % [{low:+.1f}, {high:+.1f}]{edge}"
         out.append(
-            f"{p['name']:<26} {p['tokens_per_second']:9.1f} {p['tokens_per_forward']:5.2f} {p['ar_nll']:7.3f} "
+            f"{p['name']:<34} {p['tokens_per_second']:9.1f} {p['tokens_per_forward']:5.2f} {p['ar_nll']:7.3f} "
             f"{p['entropy']:8.3f} {p['distinct_3']:10.3f}   {over}"
         )
     chosen = told["best"]["name"] if told["best"] else "none"

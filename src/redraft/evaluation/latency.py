@@ -39,6 +39,7 @@ class Latency:
     model: str = ""
     backend: str = "auto"
     diffusion: Way = DIFFUSION
+    verified: Way = VERIFIED
     seed: int = 0
 
 
@@ -51,7 +52,7 @@ def latency(
     ways = {
         "ar": GREEDY,
         "diffusion": settings.diffusion,
-        "verified": VERIFIED,
+        "verified": settings.verified,
     }
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], min(32, settings.tokens)))
     benches = {mode: Bench(model, ar_backend if mode == "ar" else None) for mode in MODES}

@@ -220,6 +220,9 @@ def lines(told: dict[str, Any]) -> list[str]:
             f"{m['tokens_per_forward']:5.2f} {m['ar_nll']:7.3f} {m['distinct_3']:10.3f}   {parts} %"
         )
     out.append("bound: TPF ÷ (canvas step ÷ AR step), by the network's time alone")
+    same = told["same_as_ar"]
+    padding = "unpadded" if told["ar_unpadded"] else "as it runs everywhere"
+    out.append(f"AR loop: {padding}; verified gave its token ids on {100 * same:.0f} % of prompts")
     if told["costs"]:
         parts = ", ".join(f"{n.replace('_', ' ')} {v:.2f}" for n, v in told["costs"]["over_ar"].items())
         out.append(f"steps in AR steps ({told['costs']['ar_ms']:.2f} ms): {parts}")

@@ -13,6 +13,7 @@ from typing import Any
 from redraft.api import Model
 from redraft.engine import Commit, Engine, Request, Ticket
 from redraft.engine.backend import Backend, Context, Pass, PassResult
+from redraft.engine.writers.base import Event
 
 Progress = Callable[[str], None]
 
@@ -94,6 +95,7 @@ class Bench:
                 setattr(ticket.writer, "absorb", watch.around(ticket.writer.absorb))  # noqa: B010
             if first_commit is None and any(isinstance(e, Commit) and e.tokens for _, e in events):
                 first_commit = ticket.last_commit
+        _raise(ticket)
         return _written(ticket, self.backend.seconds - before, watch.seconds, first_commit)
 
 
@@ -121,20 +123,42 @@ def write_all(
     """Runs requests `batch` at a time, for their text: faster than one by one and the same token ids."""
     engine = Engine(backend or model.backend, model.tokenizer.token_bytes, max_batch=batch, prefix_contexts=0)
     tickets = [engine.submit(request) for request in requests]
-    while engine.has_work:
-        engine.step()
+    finish(engine, tickets)
     return tickets
+
+
+def finish(engine: Engine, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Event]]:
+    """Runs an engine until it is empty; every event of it. Raises what made an answer fail: a bench has no use for
+    the others alone."""
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    for ticket in tickets:
+        _raise(ticket)
+    return events
+
+
+def _raise(ticket: Ticket) -> None:
+    if ticket.error is not None:
+        raise ticket.error
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults."""
+    """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults.
+
+    sharp, draft_steps, draft_layout: as in Request. sampler: further fields of the sampler's settings.
+    """
 
     decode: str
     temperature: float | None = None
     threshold: float | None = None
     canvas: int | None = None
     effort: str | None = None
+    slide: int | None = None
+    sharp: bool | None = None
+    draft_steps: int = 1
+    draft_layout: str = "auto"
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def request(self, model: Model, prompt: Any, tokens: int, seed: int = 0) -> Request:
@@ -149,20 +173,31 @@ class Way:
             effort=self.effort,
             canvas=self.canvas,
             threshold=self.threshold,
+            slide=self.slide,
             ignore_eos=True,
         )
         ends = model.config.eos_token_ids[:1]
         bias = tuple((t, -1e6) for t in ends)
-        return replace(made, sampler=replace(made.sampler, logit_bias=bias, **self.sampler))
+        return replace(
+            made,
+            sampler=replace(made.sampler, logit_bias=bias, **self.sampler),
+            sharp=self.sharp,
+            draft_steps=self.draft_steps,
+            draft_layout=self.draft_layout,
+        )
 
     def told(self, model: Model) -> dict[str, Any]:
         """The settings that count for this mode, for a report."""
-        sampler = self.request(model, _anything(model), 1).sampler
+        request = self.request(model, _anything(model), 1)
+        sampler = request.sampler
         out: dict[str, Any] = {"decode": self.decode, "temperature": sampler.temperature}
         if self.decode != "ar":
             out["canvas"] = sampler.canvas_length
+        if self.decode == "verified":
+            out |= {"draft_steps": self.draft_steps, "draft_layout": self.draft_layout}
         if self.decode == "diffusion":
             out |= {"threshold": sampler.threshold, "edit_threshold": sampler.edit_threshold}
+            out |= {"sharp": self.sharp, "slide": request.slide}
         return out
 
 
@@ -183,11 +218,6 @@ def unpadded(backend: Backend) -> Backend:
     if callable(own):
         made: Backend = own()
         return made
-    if backend.name == "torch" and getattr(backend, "row_multiple", 1) > 1:
-        from redraft.engine.backends.torch_backend import TorchBackend
-
-        assert isinstance(backend, TorchBackend)
-        return TorchBackend(backend.model, row_multiple=1)
     return backend
 
 

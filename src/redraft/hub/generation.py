@@ -22,7 +22,8 @@ class GenerationDefaults:
 
     canvas_length: slots a canvas. threshold: probability from which a slot settles. max_steps: denoising
     steps a canvas, None for as many as slots. temperature: 0 is greedy. top_k: 0 keeps all. edit_threshold:
-    probability from which a settled token is overwritten, None never. effort: for each level of the dial the
+    probability from which a settled token is overwritten, None never. slide: leading settled slots that leave
+    the canvas at once, 0 to commit it whole. effort: for each level of the dial the
     settings it changes.
     """
 
@@ -33,6 +34,7 @@ class GenerationDefaults:
     top_k: int = 0
     top_p: float = 1.0
     edit_threshold: float | None = None
+    slide: int = 0
     max_new_tokens: int = 256
     effort: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -124,5 +126,6 @@ _RULES = {
     "top_k": _Rule(int, 0, math.inf),
     "top_p": _Rule(float, 0, 1, above_low=True),
     "edit_threshold": _Rule(float, 0, 1, optional=True),
+    "slide": _Rule(int, 0, math.inf),
     "max_new_tokens": _Rule(int, 1, math.inf),
 }

@@ -171,8 +171,9 @@ def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = Non
     else:
         move = _accept(canvas, reading, last)
     edited = revise.edits(canvas, reading)
-    if last and settings.edit_threshold is not None:  # taking the end of the answer away would open slots that no step is left for
-        assert edited is not None
+    if (
+        last and edited is not None
+    ):  # taking the end of the answer away would open slots that no step is left for
         edited &= ~np.isin(canvas.tokens, canvas.vocabulary.eos_ids)
     if not settings.sticky and not move.done:
         return _drift(canvas, reading, move, best, unchanged)
@@ -259,7 +260,12 @@ def _drift(canvas: Canvas, reading: Reading, move: reverse.Move, best: np.ndarra
 
 
 def _settle(
-    canvas: Canvas, reading: Reading, move: reverse.Move, edited: np.ndarray | None, best: np.ndarray, unchanged: int
+    canvas: Canvas,
+    reading: Reading,
+    move: reverse.Move,
+    edited: np.ndarray | None,
+    best: np.ndarray,
+    unchanged: int,
 ) -> Canvas:
     """After a step whose acceptance sticks, or the last step of any rule."""
     settings, vocabulary, step = canvas.settings, canvas.vocabulary, canvas.step + 1

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def edits(canvas: Canvas, reading: Reading) -> np.ndarray | None:
-    """bool [C], None without token editing: settled slots whose argmax is another token, with a probability above edit_threshold (token
-    editing, LLaDA2.1's T2T). They take the argmax."""
+    """bool [C], None without token editing: settled slots whose argmax is another token, with a probability above
+    edit_threshold (LLaDA2.1's T2T). They take the argmax."""
     limit = canvas.settings.edit_threshold
     if limit is None:
         return None

@@ -24,8 +24,8 @@ from typing import IO, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from redraft.denoiser.checkpoint import write_atomically
 from redraft.errors import RequestError
+from redraft.files import write_atomically
 from redraft.training.recipe import Prepare, Source
 from redraft.training.tokenizer import EOS, save_tokenizer, train_tokenizer
 

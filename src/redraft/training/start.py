@@ -84,7 +84,7 @@ def denoiser_config(recipe: Recipe, tokenizer: Tokenizer) -> DenoiserConfig:
         canvas_length=lengths[int(np.argmax(weights))],
         mask_token_id=ids[MASK],
         null_token_id=ids[NULL],
-        draft_token_id=ids[DRAFT],
+        draft_token_id=ids[DRAFT] if any(part.draft for part in recipe.corpora()) else None,
         eos_token_ids=tuple(stops),
         **recipe.model.model_dump(),
     )
@@ -120,7 +120,7 @@ def network(recipe: Recipe, tokenizer: Tokenizer) -> Denoiser:
         )
     if have.shift or have.self_conditioning:
         raise RequestError(f"{recipe.init} has shift or self-conditioning, which this training doesn't teach")
-    if drafts:
+    if drafts and have.draft_token_id is None:
         _open_drafts(model, wanted.draft_token_id)
     if recipe.train.row_length > have.max_position_embeddings:
         raise RequestError(f"train.row_length exceeds the {have.max_position_embeddings} of {recipe.init}")

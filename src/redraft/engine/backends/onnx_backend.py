@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import threading
@@ -42,7 +43,10 @@ LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory,
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
 
-SMALL, SHAPES = 1 << 14, 256  # bytes of an input that is kept for the next call of its shape, and how many are
+SMALL, SHAPES = (
+    1 << 14,
+    256,
+)  # bytes of an input that is kept for the next call of its shape, and how many are
 EncodeLogits = Literal["none", "last", "all"]
 
 
@@ -124,7 +128,8 @@ class OnnxBackend:
     """Implements engine.backend.Backend. Calls from several threads take turns.
 
     threads: how many to use, 0 for one on each core. spinning: idle threads wait busily between operators, which is
-    faster on idle cores and burns a core while a pass runs.
+    faster on idle cores and burns a core while a pass runs. exact: single rows attend as they would among others, bit
+    for bit; False is faster for them (an AR baseline) and gives up that verified equals ar.
     """
 
     def __init__(
@@ -134,6 +139,7 @@ class OnnxBackend:
         precision: Precision = "fp32",
         threads: int = 0,
         spinning: bool = True,
+        exact: bool = True,
         source: str = "the model",
     ) -> None:
         """tensors: float32, named as in the checkpoint. Raises RequestError when they don't fit the config."""
@@ -143,6 +149,7 @@ class OnnxBackend:
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
         graph, wanted = build_graph(config, precision)
+        self._least_rows = LEAST_GRID_ROWS if exact else 1
         self._input_names = {i.name for i in graph.graph.input}
         self._weights = prepare(
             config, tensors, wanted, source
@@ -167,6 +174,7 @@ class OnnxBackend:
         precision: Precision | None = None,
         threads: int = 0,
         spinning: bool = True,
+        exact: bool = True,
         **overrides: Any,
     ) -> OnnxBackend:
         """A folder of ours or of another family, config.json and safetensors; precision None chooses by size.
@@ -176,7 +184,17 @@ class OnnxBackend:
         config = families.load_config(folder, **overrides)
         family = families.identify(read_config(folder), str(folder))
         tensors = read_tensors(folder, *([] if family is None else [family.rename]))
-        return cls(config, tensors, precision or choose_precision(config), threads, spinning, str(folder))
+        return cls(
+            config, tensors, precision or choose_precision(config), threads, spinning, exact, str(folder)
+        )
+
+    def unpadded(self) -> OnnxBackend:
+        """The same network with exact=False, for AR's fastest loop; both share the session and its weights."""
+        twin = copy.copy(self)
+        twin._least_rows = 1
+        twin._lock = threading.Lock()
+        twin.attach(self._session)
+        return twin
 
     def new_context(self, capacity: int) -> OnnxContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when they don't suffice."""
@@ -261,7 +279,7 @@ class OnnxBackend:
         if self._frame_key == key:
             return
         self._frame_key = self._place_key = None
-        self._frame = made = frame(key[1], lanes)
+        self._frame = made = frame(key[1], lanes, self._least_rows)
         for name in ("turn", "grid", "place"):
             self._inputs.write(name, getattr(made, name))
         self._frame_key = key
@@ -279,8 +297,8 @@ class OnnxBackend:
         for share in shares:
             slot[0, at : at + share.rows, 1] += share.length
             at += share.rows
-        width = max(LEAST_GRID_ROWS, *(s.rows for s in shares))
-        write_mask(self.config, shares, inputs.array("mask", (view.lanes, 1, width, view.rows), np.float32))
+        shape = (view.lanes, 1, made.grid.shape[1], view.rows)
+        write_mask(self.config, shares, inputs.array("mask", shape, np.float32))
         cos, sin = self._rotary.rows(slot[0, :, 1])
         inputs.write("cos", cos)
         inputs.write("sin", sin)

@@ -60,10 +60,10 @@ class Frame:
     columns: np.ndarray
 
 
-def frame(rows: tuple[tuple[int, int], ...], lanes: int) -> Frame:
-    """For requests as (lane, rows) on a grid of `lanes` lanes."""
+def frame(rows: tuple[tuple[int, int], ...], lanes: int, least: int = LEAST_GRID_ROWS) -> Frame:
+    """For requests as (lane, rows) on a grid of `lanes` lanes and at least `least` columns."""
     total = sum(count for _, count in rows)
-    width = max(LEAST_GRID_ROWS, *(count for _, count in rows))
+    width = max(least, *(count for _, count in rows))
     grid = np.zeros((lanes, width, 2), np.int64)
     place = np.empty((1, total, 2), np.int64)
     offset = 0

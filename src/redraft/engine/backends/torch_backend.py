@@ -172,6 +172,10 @@ class TorchBackend:
         self.row_multiple = row_multiple or (ROW_MULTIPLE if on_cpu else 1)
         self._attend = attend if on_cpu else _attend_fused
 
+    def unpadded(self) -> TorchBackend:
+        """The same network with row_multiple=1, for AR's fastest loop."""
+        return TorchBackend(self.model, row_multiple=1)
+
     def new_context(self, capacity: int) -> TorchContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when needed."""
         return TorchContext(self.config, capacity, self.dtype, self.device)

@@ -12,7 +12,6 @@ from redraft.engine.backend import Pass, PassResult
 from redraft.engine.writers.base import Event, Writer, prefill_length
 from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wanted
 
-
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -90,7 +89,43 @@ class Diffusion(Writer):
         events: list[Event] = [self.step_event(self.canvas)]
         if self.canvas.finished or self._ended_early():
             events.append(self._finish())
+        elif self._slides:
+            events += self._slide()
         return events
+
+    @property
+    def _slides(self) -> bool:
+        """Whether settled slots may leave the canvas before the others: they must not change any more."""
+        sampler = self.request.sampler
+        final = sampler.sticky and sampler.edit_threshold is None and sampler.remask is None
+        free = not self.request.locked and self.request.initial is None
+        return bool(self.request.slide) and final and free and self.config.layout == "causal_context"
+
+    def _slide(self) -> list[Event]:
+        """Commits the leading slots that have settled, if they are enough, and opens as many behind the rest: the next
+        pass denoises a full canvas where it would have finished the few slots left of this one."""
+        assert self.canvas is not None
+        lead = int(np.flatnonzero(self.canvas.open)[0])
+        tokens = [t for t in self.canvas.shown[:lead].tolist() if t != self.config.null_token_id]
+        if len(tokens) < self.request.slide:  # nulls alone bring nothing: they wait for the canvas's end
+            return []
+        event = self.commit(tokens)
+        settled = np.where(self.canvas.settled, self.canvas.tokens, -1)[lead:]
+        self.canvas = None
+        if self.done:
+            return [event]
+        slots = canvas_slots(self.config, len(settled) + lead, len(self.text))
+        initial = np.concatenate((settled, np.full(lead, -1)))[:slots]
+        self.canvas = begin(
+            self.resized(self.request.sampler, slots),
+            self._slot_vocabulary,
+            self.request.key,
+            len(self.output.tokens),
+            initial=initial,
+            chosen=self.output.tokens,
+        )
+        self.canvases += 1
+        return [event]
 
     def _ended_early(self) -> bool:
         """Whether the slots settled from the left on already hold the end of the answer (length, a stop
