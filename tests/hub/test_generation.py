@@ -34,13 +34,15 @@ def test_what_a_file_says_replaces_the_defaults(tmp_path: Path) -> None:
     [
         ({"threshold": "0.9"}, "threshold must be a number from 0 to 1, not '0.9'"),
         ({"threshold": 1.5}, "threshold must be a number from 0 to 1, not 1.5"),
-        ({"canvas_length": 0}, "canvas_length must be a whole number from 1 up, not 0"),
+        ({"canvas_length": 0}, 'canvas_length must be a whole number from 1 up or "auto", not 0'),
         ({"canvas_length": 4.0}, "canvas_length must be a whole number"),
         ({"max_steps": True}, "max_steps must be a whole number from 1 up or null, not True"),
         ({"temperature": float("nan")}, "temperature must be a number from 0 up, not nan"),
         ({"top_p": 0}, "top_p must be a number above 0 and at most 1, not 0"),
         ({"max_new_tokens": None}, "max_new_tokens must be"),
         ({"effort": ["low"]}, "effort must map each level"),
+        ({"step_costs": {"eight": 1}}, "step_costs must map canvas lengths"),
+        ({"step_costs": {"8": 0}}, "step_costs must map canvas lengths"),
         ({"effort": {"low": {"top_k": -1}}}, r"effort\.low\.top_k must be a whole number from 0 up, not -1"),
     ],
 )
