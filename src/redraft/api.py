@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine import Commit, Engine, Request, Step, Ticket
+from redraft.engine.adaptive import StepCosts
 from redraft.engine.backend import Backend
 from redraft.engine.backends import load_backend
 from redraft.engine.likelihood import likelihood
@@ -130,7 +131,7 @@ class Model:
         stop: str | Sequence[str] | None = None,
         decode: str = "diffusion",
         effort: str | None = None,
-        canvas: int | None = None,
+        canvas: int | Literal["auto"] | None = None,
         threshold: float | None = None,
         steps: int | None = None,
         slide: int | None = None,
@@ -142,10 +143,10 @@ class Model:
         prompt: text to be continued, messages for the chat template, or token ids (an integer array). stop:
         texts that end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality
         and speed dial, which sets canvas, threshold and steps where those aren't given. canvas: slots
-        denoised together; threshold: probability from which a slot settles; steps: denoising steps a canvas
-        at most. slide: leading settled slots that are committed at once, 0 to commit a canvas whole. seed:
-        None draws one. ignore_eos: write on past the end of the answer. Raises RequestError, one line, for
-        anything that can't be.
+        denoised together, "auto" to choose for each canvas by how fast the last ones settled; threshold: probability
+        from which a slot settles; steps: denoising steps a canvas at most. slide: leading settled slots that are
+        committed at once, 0 to commit a canvas whole. seed: None draws one. ignore_eos: write on past the end of the
+        answer. Raises RequestError, one line, for anything that can't be.
         """
         values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
         given = {
@@ -161,6 +162,7 @@ class Model:
         # The model's default is a wish, a person's number an order: only the latter can be too much.
         values["max_new_tokens"] = min(values["max_new_tokens"], self.config.max_position_embeddings)
         values |= {name: value for name, value in given.items() if value is not None}
+        costs = self._step_costs(values)
         request = Request(
             prompt=tuple(self.encode(prompt)),
             decode=decode,
@@ -169,6 +171,7 @@ class Model:
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=ignore_eos,
             slide=values["slide"],
+            step_costs=costs,
             seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
         )
         request.check(self.config)
@@ -194,6 +197,21 @@ class Model:
         bound = likelihood(self.backend, ids, strata=strata, replicates=replicates, seed=seed)
         scored = sum(len(self.tokenizer.token_bytes(int(i))) for i in ids[1:])
         return Likelihood(bound.ar_nll, bound.nelbo, bound.nelbo_se, bound.tokens, scored)
+
+    def _step_costs(self, values: dict[str, Any]) -> StepCosts | None:
+        """With canvas_length "auto" the table to choose by, and in `values` what the first canvas takes and the most
+        steps that any may take."""
+        slots = values["canvas_length"]
+        if not isinstance(slots, str):
+            return None
+        if slots != "auto":
+            raise RequestError(f'canvas must be a number of slots or "auto", not {slots!r}')
+        costs = StepCosts.of(values["step_costs"])
+        values["canvas_length"] = self.config.canvas_length
+        if values["max_steps"] is None:
+            longest = max(costs.longest, self.config.canvas_length)
+            values["max_steps"] = longest * (1 if values["edit_threshold"] is None else 2)
+        return costs
 
     def _sampler(self, values: dict[str, Any]) -> SamplerSettings:
         """Names as in generation_config.json to the sampler's; max_steps None: as many as slots."""

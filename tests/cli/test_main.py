@@ -11,6 +11,7 @@ import pytest
 
 from redraft import __version__
 from tests.cli.conftest import COMMAND, Redraft, environment
+from tests.cli.models import write_network
 from tests.hub.conftest import write_model
 
 
@@ -118,6 +119,35 @@ def test_models_can_be_listed_shown_and_removed(redraft: Redraft, tmp_path: Path
     assert json.loads(redraft("models", "rm", "mine", "--json").out)["removed"] == "mine"
     assert not folder.exists()
     assert redraft("models", "show", "mine").status == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_model_is_exported_and_compared(redraft: Redraft, tmp_path: Path, precision: str) -> None:
+    write_network(tmp_path / "mine")
+    flags = ["--int8"] if precision == "int8" else []
+    export = ("models", "export", str(tmp_path / "mine"), *flags, "--out")
+    told = json.loads(redraft(*export, str(tmp_path / "out"), "--json").out)
+    assert told["precision"] == precision
+    assert told["bytes"] == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
+    assert Path(told["graph"]).exists()
+    assert told["agreement"]["rows"] > 100
+    assert (told["agreement"]["max_difference"] == 0) == (precision == "fp32")
+    assert told["agreement"]["argmax_share"] > 0.8
+    assert f"against fp32 on {told['agreement']['rows']} rows" in redraft(*export, str(tmp_path / "out")).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nothing", "--out", "out"], "unknown model 'nothing'"),
+        (["."], "say where to write"),
+        ([".", "--out", "out"], "model"),
+    ],
+)
+def test_an_export_that_cannot_be_is_one_line(redraft: Redraft, arguments: list[str], line: str) -> None:
+    shown = redraft("models", "export", *arguments)
+    assert (shown.status, shown.out, shown.err.count("\n")) == (2, "", 1)
+    assert line in shown.err
 
 
 def test_a_file_in_the_stores_place_is_no_crash(redraft: Redraft, tmp_path: Path) -> None:

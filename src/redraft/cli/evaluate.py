@@ -47,7 +47,7 @@ def evaluate(
         int, typer.Option(help="So many documents, drawn by --seed (0: all of them).")
     ] = 300,
     copies: Annotated[int, typer.Option(help="Corrupted copies of each canvas; more narrow the error.")] = 4,
-    canvas: o.Canvas = None,
+    canvas: Annotated[int | None, typer.Option(help="Slots a canvas.")] = None,
     seed: Annotated[int, typer.Option(help="Names the noise and draws the documents.")] = 0,
     as_json: o.Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 from redraft.errors import RequestError
 from redraft.hub.names import did_you_mean
 
+AUTO = "auto"
 DECODES = ("diffusion", "ar", "verified")
 BACKENDS = ("auto", "torch", "onnx")
 
@@ -26,7 +27,7 @@ TopP = Annotated[
 ]
 TopK = Annotated[int | None, typer.Option(help="Sample from so many likeliest tokens (0: all).")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
-Canvas = Annotated[int | None, typer.Option(help="Slots denoised together.")]
+Canvas = Annotated[str | None, typer.Option(help="Slots denoised together, or auto: chosen as it goes.")]
 Threshold = Annotated[float | None, typer.Option(help="Probability from which a slot settles.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps a canvas at most.")]
 Backend = Annotated[str, typer.Option(help="auto, torch or onnx.")]
@@ -45,7 +46,7 @@ class SamplingOptions:
     top_p: float | None = None
     top_k: int | None = None
     stop: tuple[str, ...] = ()
-    canvas: int | None = None
+    canvas: str | int | None = None
     threshold: float | None = None
     steps: int | None = None
 
@@ -55,7 +56,9 @@ class SamplingOptions:
         at_least("--seed", self.seed, 0)
         at_least("--max-tokens", self.max_tokens, 1)
         at_least("--top-k", self.top_k, 0)
-        at_least("--canvas", self.canvas, 1)
+        slots = str(self.canvas)
+        if self.canvas not in (None, AUTO) and not (slots.isdecimal() and int(slots) >= 1):
+            raise RequestError(f"--canvas must be 1 or more slots, or {AUTO}, not {slots}")
         at_least("--steps", self.steps, 1)
         finite("--temperature", self.temperature, 0.0, math.inf)
         finite("--threshold", self.threshold, 0.0, 1.0)
@@ -67,7 +70,8 @@ class SamplingOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for Model.stream."""
-        return dataclasses.asdict(self) | {"stop": list(self.stop) or None}
+        canvas = self.canvas if self.canvas is None or self.canvas == AUTO else int(self.canvas)
+        return dataclasses.asdict(self) | {"stop": list(self.stop) or None, "canvas": canvas}
 
     def changed(self, name: str, text: str) -> SamplingOptions:
         """With one option set from its text ("default" resets it); raises RequestError if that can't be."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.adaptive import StepCosts
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
 
@@ -26,6 +27,9 @@ class Request:
 
     locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of
     noise. max_canvases: the answer also ends (reason "length") after so many canvases.
+
+    step_costs: the length of each canvas after the first few evaluations follows how the last ones went and what a
+    step of each length costs (engine.adaptive); None: as the sampler says.
 
     slide: so many leading slots that have settled are committed at once and as many opened at the canvas's end, so that
     no pass is spent on a canvas's last few slots; 0: a canvas is committed whole.
@@ -54,6 +58,7 @@ class Request:
     max_canvases: int | None = None
     slide: int = 0
     sharp: bool | None = None
+    step_costs: StepCosts | None = None
     draft_steps: int = 1
     draft_layout: str = "auto"
     row_cost: float = 0.1

@@ -159,10 +159,9 @@ class Engine:
         """Rows a request may fill: prompt, answer and the canvas behind it, within the context."""
         limit = self.config.max_position_embeddings
         answer = limit if request.max_tokens is None else request.max_tokens
-        rows = (
-            len(request.prompt) + answer + 2 * max(request.sampler.canvas_length, self.config.canvas_length)
-        )
-        return _round_up(min(rows, limit))
+        adaptive = 0 if request.step_costs is None else request.step_costs.longest
+        slots = max(request.sampler.canvas_length, self.config.canvas_length, adaptive)
+        return _round_up(min(len(request.prompt) + answer + 2 * slots, limit))
 
     def _admit(self) -> None:
         """Starts waiting requests in their order while there's room; nobody overtakes."""

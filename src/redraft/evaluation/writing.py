@@ -192,7 +192,7 @@ class Way:
         sampler = request.sampler
         out: dict[str, Any] = {"decode": self.decode, "temperature": sampler.temperature}
         if self.decode != "ar":
-            out["canvas"] = sampler.canvas_length
+            out["canvas"] = sampler.canvas_length if request.step_costs is None else "auto"
         if self.decode == "verified":
             out |= {"draft_steps": self.draft_steps, "draft_layout": self.draft_layout}
         if self.decode == "diffusion":

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redraft.errors import RequestError
 from redraft.hub.names import did_you_mean
@@ -20,14 +20,15 @@ GENERATION_CONFIG = "generation_config.json"
 class GenerationDefaults:
     """Defaults of one model.
 
-    canvas_length: slots a canvas. threshold: probability from which a slot settles. max_steps: denoising
+    canvas_length: slots a canvas, or "auto": chosen as the answer goes by step_costs, what an evaluation costs by
+    canvas length (empty: a built-in table). threshold: probability from which a slot settles. max_steps: denoising
     steps a canvas, None for as many as slots. temperature: 0 is greedy. top_k: 0 keeps all. edit_threshold:
     probability from which a settled token is overwritten, None never. slide: leading settled slots that leave
     the canvas at once, 0 to commit it whole. effort: for each level of the dial the
     settings it changes.
     """
 
-    canvas_length: int = 16
+    canvas_length: int | Literal["auto"] = 16
     threshold: float = 0.9
     max_steps: int | None = None
     temperature: float = 0.0
@@ -36,6 +37,7 @@ class GenerationDefaults:
     edit_threshold: float | None = None
     slide: int = 0
     max_new_tokens: int = 256
+    step_costs: Mapping[str, float] = field(default_factory=dict)
     effort: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -48,6 +50,14 @@ class GenerationDefaults:
         levels = values.get("effort", {})
         if not isinstance(levels, dict) or not all(isinstance(level, dict) for level in levels.values()):
             raise RequestError(f"{source}: effort must map each level to an object of settings")
+        costs = values.get("step_costs", {})
+        known_costs = isinstance(costs, dict) and all(
+            slots.isdecimal() and int(slots) > 0 and _COST.allows(cost) for slots, cost in costs.items()
+        )
+        if not known_costs:
+            raise RequestError(
+                f"{source}: step_costs must map canvas lengths to costs above 0, not {costs!r}"
+            )
         for prefix, settings in [
             ("", values),
             *((f"effort.{name}.", level) for name, level in levels.items()),
@@ -96,10 +106,13 @@ class _Rule:
     high: float
     optional: bool = False
     above_low: bool = False
+    word: str | None = None
 
     def allows(self, value: Any) -> bool:
         if value is None:
             return self.optional
+        if self.word is not None and value == self.word:
+            return True
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else (int, float)):
             return False
         return (
@@ -115,11 +128,13 @@ class _Rule:
             span = f"above {self.low:g}" + (f" and at most {self.high:g}" if self.high < math.inf else "")
         else:
             span = f"from {self.low:g}" + (f" to {self.high:g}" if self.high < math.inf else " up")
-        return f"{what} {span}" + (" or null" if self.optional else "")
+        other = "" if self.word is None else f' or "{self.word}"'
+        return f"{what} {span}{other}" + (" or null" if self.optional else "")
 
 
+_COST = _Rule(float, 0, math.inf, above_low=True)
 _RULES = {
-    "canvas_length": _Rule(int, 1, math.inf),
+    "canvas_length": _Rule(int, 1, math.inf, word="auto"),
     "threshold": _Rule(float, 0, 1),
     "max_steps": _Rule(int, 1, math.inf, optional=True),
     "temperature": _Rule(float, 0, math.inf),

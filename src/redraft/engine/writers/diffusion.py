@@ -4,10 +4,12 @@ first step."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.adaptive import RECENT, Evaluation, choose_length
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.writers.base import Event, Writer, prefill_length
 from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wanted
@@ -32,6 +34,10 @@ class Diffusion(Writer):
     _expected: np.ndarray | None = None
     _nulls_banned = False
     _given = False  # whether the canvas has locked slots
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._history: list[Evaluation] = []  # for canvases of adaptive length
 
     def next_pass(self) -> Pass:
         """Every pass of a canvas; the first also encodes what the last canvas committed."""
@@ -58,7 +64,7 @@ class Diffusion(Writer):
     def _begin(self) -> Canvas:
         """A fresh canvas; the first may hold given slots and tokens."""
         first = self.canvases == 0
-        slots = canvas_slots(self.config, self.request.sampler.canvas_length, len(self.text))
+        slots = canvas_slots(self.config, self._length(), len(self.text))
         self._given = bool(first and self.request.locked)
         return begin(
             self.resized(self.request.sampler, slots),
@@ -69,6 +75,11 @@ class Diffusion(Writer):
             initial=self.request.initial if first else None,
             chosen=self.output.tokens,
         )
+
+    def _length(self) -> int:
+        """Slots that the next canvas should have."""
+        usual, costs = self.request.sampler.canvas_length, self.request.step_costs
+        return usual if costs is None else choose_length(self._history, costs, usual)
 
     @property
     def _slot_vocabulary(self) -> SlotVocabulary:
@@ -85,7 +96,11 @@ class Diffusion(Writer):
             expected = np.zeros((head + len(result.canvas), self.config.vocab_size), dtype=np.float32)
             expected[head:] = _softmax(result.canvas)
             self._expected = expected
-        self.canvas = advance(self.canvas, result.canvas)
+        before = self.canvas
+        self.canvas = advance(before, result.canvas)
+        if self.request.step_costs is not None:
+            self._history.append((int(before.open.sum()), int((self.canvas.settled & before.open).sum())))
+            del self._history[:-RECENT]
         events: list[Event] = [self.step_event(self.canvas)]
         if self.canvas.finished or self._ended_early():
             events.append(self._finish())
@@ -114,8 +129,9 @@ class Diffusion(Writer):
         self.canvas = None
         if self.done:
             return [event]
-        slots = canvas_slots(self.config, len(settled) + lead, len(self.text))
-        initial = np.concatenate((settled, np.full(lead, -1)))[:slots]
+        length = len(settled) + lead if self.request.step_costs is None else max(len(settled), self._length())
+        slots = canvas_slots(self.config, length, len(self.text))
+        initial = np.concatenate((settled, np.full(length - len(settled), -1)))[:slots]
         self.canvas = begin(
             self.resized(self.request.sampler, slots),
             self._slot_vocabulary,
