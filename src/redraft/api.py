@@ -143,9 +143,9 @@ class Model:
         texts that end the answer. decode: diffusion, ar or verified. effort: a level of the model's quality
         and speed dial, which sets canvas, threshold and steps where those aren't given. canvas: slots
         denoised together; threshold: probability from which a slot settles; steps: denoising steps a canvas
-        at most. slide: leading settled slots that are committed at once, 0 to
-        commit a canvas whole. seed: None draws one. ignore_eos: write on past the end of the answer. Raises RequestError,
-        one line, for anything that can't be.
+        at most. slide: leading settled slots that are committed at once, 0 to commit a canvas whole. seed: None
+        draws one. ignore_eos: write on past the end of the answer. Raises RequestError, one line, for
+        anything that can't be.
         """
         values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
         given = {
