@@ -24,7 +24,7 @@ STAGES = ("prepare", "train", "distill", "ship", "measure")
 
 
 def redraft(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "redraft.cli.main", *arguments]
+    return [sys.executable, "-m", "redraft.cli", *arguments]
 
 
 def run(*command: str, processes: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -26,9 +27,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # A path whose parent is no folder can't even be looked at; the first error is the one to tell.
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as on a read-only disk; the first error is the one to tell
+            temporary.unlink()
         raise RedraftError(f"{path} could not be written: {error.strerror or error}") from None
 
 

@@ -30,7 +30,7 @@ from tests.cli.models import write_network
 torch.set_num_threads(1)  # a forked process can't use the threads of the one it came from
 
 SOURCE = Path(__file__).parents[2] / "src"
-COMMAND = [sys.executable, "-m", "redraft.cli.main"]
+COMMAND = [sys.executable, "-m", "redraft.cli"]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -52,7 +52,7 @@ def test_a_report_and_a_picture(redraft: Redraft, folder: Path, tmp_path: Path) 
         (["speed", "--tokens", "-1"], "--tokens must be 1 or more"),
         (["speed", "--canvas", "0"], "--canvas must be 1 or more"),
         (["speed", "--threshold", "nan"], "--threshold must be a number"),
-        (["speed", "--temperature", "-1"], "--temperature must be a number 0 or more"),
+        (["speed", "--temperature", "-1"], "--temperature must be a number of 0 or more"),
         (["speed", "--threshold", "0.5", "--threshold", "0.6"], "give --threshold once"),
         (["speed", "--draft-steps", "0"], "--draft-steps must be 1 or more"),
         (["speed", "--draft-layout", "wide"], "--draft-layout must be one of auto, strided, separate"),

@@ -60,7 +60,7 @@ def test_settings_hold_from_then_on(redraft: Redraft, model: Model, network_fold
     [
         ("/set temprature 1", "there is no setting temprature, did you mean temperature?"),
         ("/set temperature hot", "temperature must be a number, not 'hot'"),
-        ("/set temperature nan", "--temperature must be a number 0 or more, not nan"),
+        ("/set temperature nan", "--temperature must be a number of 0 or more, not nan"),
         ("/set seed 1.5", "seed must be a whole number, not '1.5'"),
         ("/set seed", "/set takes a name and a value"),
         ("/set decode foo", "--decode must be one of diffusion, ar, verified"),

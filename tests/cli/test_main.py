@@ -52,9 +52,9 @@ def test_nothing_heavy_is_imported_before_a_verb_runs(tmp_path: Path) -> None:
         (["run", "--seed"], "requires an argument (see `redraft run --help`)"),
         (["run", "--seed", "-1", "hi"], "--seed must be 0 or more, not -1"),
         (["run", "--max-tokens", "0", "hi"], "--max-tokens must be 1 or more, not 0"),
-        (["run", "--temperature", "nan", "hi"], "--temperature must be a number 0 or more, not nan"),
-        (["run", "--temperature=-0.5", "hi"], "--temperature must be a number 0 or more, not -0.5"),
-        (["run", "--temperature", "inf", "hi"], "--temperature must be a number 0 or more, not inf"),
+        (["run", "--temperature", "nan", "hi"], "--temperature must be a number of 0 or more, not nan"),
+        (["run", "--temperature=-0.5", "hi"], "--temperature must be a number of 0 or more, not -0.5"),
+        (["run", "--temperature", "inf", "hi"], "--temperature must be a number of 0 or more, not inf"),
         (["run", "--top-p", "0", "hi"], "--top-p must be above 0"),
         (["run", "--top-p", "1.5", "hi"], "--top-p must be a number from 0 to 1, not 1.5"),
         (["run", "--threshold", "2", "hi"], "--threshold must be a number from 0 to 1, not 2"),
@@ -197,7 +197,7 @@ def test_a_full_disk_and_a_closed_stdout(redraft: Redraft, tmp_path: Path) -> No
         ("<&- >&- 2>&-", 0, ""),
     ):
         shown = subprocess.run(
-            f"{sys.executable} -m redraft.cli.main version {redirection}",
+            f"{sys.executable} -m redraft.cli version {redirection}",
             shell=True,
             capture_output=True,
             env=environment(tmp_path),
@@ -220,3 +220,23 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("module", ["typer", "redraft.cli.picture"])
+def test_ctrl_c_during_an_import_is_one_line(module: str, tmp_path: Path) -> None:
+    """Of the command line itself, or of what a verb needs."""
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from redraft.cli.__main__ import main\n"
+        "sys.argv = ['redraft', 'run', 'hi']\n"
+        "main()"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment(tmp_path), text=True, check=False
+    )
+    assert (shown.returncode, shown.stdout, shown.stderr) == (130, "", "interrupted\n")

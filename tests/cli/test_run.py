@@ -237,6 +237,7 @@ def test_ctrl_c_while_json_is_awaited_gives_the_committed_part(
     shown = redraft("run", "-m", network_folder, "--seed", "7", "--json", PROMPT)
     told = json.loads(shown.out)
     assert (shown.status, told["finish_reason"]) == (130, "interrupted")
+    assert shown.err == "interrupted\n"
     assert 0 < told["tokens"] <= 8
     assert model.generate(messages(PROMPT), seed=7).text.startswith(told["text"].rstrip("\ufffd"))
 

@@ -297,8 +297,8 @@ def test_our_own_and_what_was_loaded_and_saved_again(tmp_path: Path) -> None:
             {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
             "GPT2LMHeadModel with model_type 'gpt2'",
         ),
-        ({"model_type": "llada"}, "no architecture with model_type 'llada'"),
-        ({}, "no architecture with model_type None"),
+        ({"model_type": "llada"}, "a network with model_type 'llada'"),
+        ({}, "names neither model_type nor architectures"),
     ],
 )
 def test_other_networks_are_refused_in_one_line(config: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -300,7 +300,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_survives(
     errors = ended(process)
     assert process.returncode == 1
     assert errors.count("\n") == 1
-    assert "could not be written" in errors
+    assert "could not be written: File too large; " in errors
+    assert f"{good} is good: --resume goes on from it" in errors
+    assert ".part" not in errors
     assert checkpoints.complete(tmp_path / "run") == [good]
     assert not list((tmp_path / "run").glob(".step*"))
     assert all(torch.equal(v, before[k]) for k, v in tensors(good).items())

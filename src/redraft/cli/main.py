@@ -7,9 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from redraft import __version__
 from redraft.cli import bench, chat, doctor, evaluate, models, prepare, run, train
@@ -20,8 +21,21 @@ from redraft.errors import RedraftError
 # Packages that the base install leaves out, and the extra that brings each.
 EXTRAS = dict.fromkeys(("torch", "pydantic", "yaml", "matplotlib"), "train")
 
+
+class Verbs(typer.core.TyperGroup):
+    """typer would make status 130 of a KeyboardInterrupt and say nothing."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+
+
 app = typer.Typer(
     name="redraft",
+    cls=Verbs,
     help="Diffusion language models that write and rewrite text.",
     add_completion=False,
     pretty_exceptions_enable=False,

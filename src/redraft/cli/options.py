@@ -114,5 +114,5 @@ def at_least(flag: str, value: int | None, low: int) -> None:
 
 def finite(flag: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not (math.isfinite(value) and low <= value <= high):
-        span = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+        span = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
         raise RequestError(f"{flag} must be a number {span}, not {value:g}")

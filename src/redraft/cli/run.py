@@ -124,6 +124,8 @@ def answer(
         write(json.dumps(completion.to_json()) + "\n")
     elif live:
         say(summary(completion, live.slept))
+    if stop.pressed and not live:  # the summary tells it
+        say("interrupted")
     if view.svg:
         recorder.save(view.svg, request if isinstance(request, str) else request[-1]["content"])
     return 130 if stop.pressed else 0

@@ -1,7 +1,7 @@
 """redraft train: a training run by its recipe.
 
 redraft train recipes/tiny.yaml --set train.steps=100
-torchrun --nproc-per-node 2 -m redraft.cli.main train recipes/tiny.yaml
+torchrun --nproc-per-node 2 -m redraft.cli train recipes/tiny.yaml
 """
 
 from __future__ import annotations

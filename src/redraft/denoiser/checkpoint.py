@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -44,8 +46,16 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise RedraftError(f"{path} could not be written: {error}") from None
+        with contextlib.suppress(OSError):  # as on a read-only disk; the first error is the one to tell
+            temporary.unlink()
+        raise RedraftError(f"{path} could not be written: {_reason(error)}") from None
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """The system's own words ("No space left on device"), without what safetensors puts around them."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return re.sub(r"^Error while serializing: I/O error: (.*) \(os error \d+\)$", r"\1", str(error))
 
 
 def state_dict(model: Denoiser, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

@@ -82,12 +82,14 @@ def save(state: TrainingState, folder: Path, data: Path, recipe: dict[str, Any],
         )
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-    except OSError as error:
+    except (OSError, RedraftError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise RedraftError(f"checkpoint {final} could not be written: {error.strerror or error}") from None
-    except RedraftError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        what = str(error)
+        if isinstance(error, OSError):
+            what = f"{final} could not be written: {error.strerror or error}"
+        good = complete(folder)
+        then = f"; {good[-1]} is good: --resume goes on from it" if good else ""
+        raise RedraftError(what.replace(str(part), str(final)) + then) from None
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final

@@ -1,7 +1,7 @@
 """The training loop: `redraft train RECIPE`.
 
     redraft train recipes/tiny.yaml --set train.steps=100          one process
-    torchrun --nproc-per-node 2 -m redraft.cli.main train RECIPE   data parallel
+    torchrun --nproc-per-node 2 -m redraft.cli train RECIPE   data parallel
 
 A run's folder holds metrics.jsonl, recipe.yaml (as resolved), loss.png and the checkpoints.
 """

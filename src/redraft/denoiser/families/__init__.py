@@ -36,12 +36,14 @@ def identify(raw: Raw, source: str = "config.json") -> Family | None:
     model_type = raw.get("model_type")
     if model_type == "redraft":
         return None
-    architectures = raw.get("architectures") or ["no architecture"]
+    architectures = raw.get("architectures") or ["a network"]
     for family in FAMILIES:
         if any((architecture, model_type) in family.networks for architecture in architectures):
             return family
     known = ", ".join(architecture for family in FAMILIES for architecture, _ in family.networks)
     experts = " (mixture of experts)" if _has_experts(raw) else ""
+    if model_type is None and not raw.get("architectures"):
+        raise RequestError(f"{source}: names neither model_type nor architectures, so it's no model's config")
     found = f"{architectures[0]} with model_type {model_type!r}{experts}"
     raise RequestError(f"{source}: {found} is not supported; redraft reads its own models and {known}")
 
