@@ -25,9 +25,9 @@ EXTRAS = dict.fromkeys(("torch", "pydantic", "yaml", "matplotlib"), "train")
 class Verbs(typer.core.TyperGroup):
     """typer would make status 130 of a KeyboardInterrupt and say nothing."""
 
-    def invoke(self, context: Any) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             say("interrupted")
             return 130
