@@ -3,7 +3,7 @@
     python recipes/release.py dialogues_sgd.jsonl.xz            everything: about two hours of two idle cores
     python recipes/release.py dialogues_sgd.jsonl.xz --from measure     the numbers alone, of the shipped weights
 
-Stages: prepare, train, distill, ship, measure. Each starts from what the ones before left in runs/; training that was
+Stages: prepare, train, distill, polish, ship, measure. Each starts from what the ones before left in runs/; training that was
 interrupted goes on from its last checkpoint. Nothing else should run on the machine while it measures.
 """
 
@@ -20,7 +20,7 @@ from redraft.training.ship import seal, ship
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src/redraft/models/redraft-tiny"
-STAGES = ("prepare", "train", "distill", "ship", "measure")
+STAGES = ("prepare", "train", "distill", "polish", "ship", "measure")
 
 
 def redraft(*arguments: str) -> list[str]:
@@ -48,7 +48,7 @@ def train(recipe: str, folder: str, overrides: list[str]) -> None:
 
 def measure() -> None:
     """Every number that depends on the weights: results, model card, plots, documents, the README's picture."""
-    stages = "runs/redraft-tiny", "runs/redraft-tiny-distilled"
+    stages = "runs/redraft-tiny", "runs/redraft-tiny-distilled", "runs/redraft-tiny-polished"
     trained = [stage for stage in stages if (ROOT / stage).exists()]
     before = ["--before", trained[0]] if trained else []
     run(
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("dialogues", type=Path, help="Schema-Guided Dialogue as jsonl(.xz)")
     parser.add_argument("--from", dest="first", choices=STAGES, default="prepare")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], help="of both recipes, as train.minutes=1"
+        "--set", dest="overrides", action="append", default=[], help="of all three recipes, as train.minutes=1"
     )
     options = parser.parse_args()
     wanted = STAGES[STAGES.index(options.first) :]
@@ -82,9 +82,11 @@ def main() -> None:
         train("tiny.yaml", "runs/redraft-tiny", options.overrides)
     if "distill" in wanted:
         train("tiny-distill.yaml", "runs/redraft-tiny-distilled", options.overrides)
+    if "polish" in wanted:
+        train("tiny-polish.yaml", "runs/redraft-tiny-polished", options.overrides)
     if "ship" in wanted:
         generation = json.loads((ROOT / "recipes/tiny-generation.json").read_text())
-        ship(ROOT / "runs/redraft-tiny-distilled", MODEL, generation)
+        ship(ROOT / "runs/redraft-tiny-polished", MODEL, generation)
     if "measure" in wanted:
         measure()
 
