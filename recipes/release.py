@@ -3,8 +3,8 @@
     python recipes/release.py dialogues_sgd.jsonl.xz            everything: about two hours of two idle cores
     python recipes/release.py dialogues_sgd.jsonl.xz --from measure     the numbers alone, of the shipped weights
 
-Stages: prepare, train, distill, polish, ship, measure. Each starts from what the ones before left in runs/; training that was
-interrupted goes on from its last checkpoint. Nothing else should run on the machine while it measures.
+Stages: prepare, train, distill, polish, ship, measure. Each starts from what the ones before left in runs/; training
+that was interrupted goes on from its last checkpoint. Nothing else should run on the machine while it measures.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ def main() -> None:
     parser.add_argument("dialogues", type=Path, help="Schema-Guided Dialogue as jsonl(.xz)")
     parser.add_argument("--from", dest="first", choices=STAGES, default="prepare")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], help="of all three recipes, as train.minutes=1"
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="of all three recipes, as train.minutes=1",
     )
     options = parser.parse_args()
     wanted = STAGES[STAGES.index(options.first) :]
