@@ -90,7 +90,7 @@ def main() -> None:
         train("tiny-polish.yaml", "runs/redraft-tiny-polished", options.overrides)
     if "ship" in wanted:
         generation = json.loads((ROOT / "recipes/tiny-generation.json").read_text())
-        ship(ROOT / "runs/redraft-tiny-polished", MODEL, generation)
+        ship(ROOT / "runs/redraft-tiny-polished", MODEL, generation, ROOT / "runs/redraft-tiny", share=0.7)
     if "measure" in wanted:
         measure()
 
