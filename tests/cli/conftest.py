@@ -158,6 +158,8 @@ def converse(leader: int, keys: list[tuple[str, str]]) -> str:
         while keys and (at := sent.find(keys[0][0].encode(), seen)) >= 0:
             cue, answer = keys.pop(0)
             seen = at + len(cue.encode())
+            if answer == "\x03":  # a prompt is drawn a moment before it listens
+                time.sleep(0.15)
             os.write(leader, answer.encode())
     assert not keys, f"{keys[0][0]!r} was never shown: {sent!r}"
     return sent.decode()

@@ -298,7 +298,6 @@ def test_our_own_and_what_was_loaded_and_saved_again(tmp_path: Path) -> None:
             "GPT2LMHeadModel with model_type 'gpt2'",
         ),
         ({"model_type": "llada"}, "a network with model_type 'llada'"),
-        ({}, "names neither model_type nor architectures"),
     ],
 )
 def test_other_networks_are_refused_in_one_line(config: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -310,6 +309,12 @@ def test_other_networks_are_refused_in_one_line(config: dict[str, Any], told: st
     assert "\n" not in message
     for name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "LLaDAModelLM", "DreamModel"):
         assert name in message.split("redraft reads")[1]
+
+
+def test_a_config_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RequestError, match="names neither model_type nor architectures"):
+        families.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,8 @@ class OnnxBackend:
 
     def unpadded(self) -> OnnxBackend:
         """The same network with exact=False, for AR's fastest loop; both share the session and its weights."""
+        if self._least_rows == 1:
+            return self
         twin = copy.copy(self)
         twin._least_rows = 1
         twin._lock = threading.Lock()

@@ -174,7 +174,7 @@ class TorchBackend:
 
     def unpadded(self) -> TorchBackend:
         """The same network with row_multiple=1, for AR's fastest loop."""
-        return TorchBackend(self.model, row_multiple=1)
+        return self if self.row_multiple == 1 else TorchBackend(self.model, row_multiple=1)
 
     def new_context(self, capacity: int) -> TorchContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when needed."""
