@@ -49,6 +49,7 @@ def train(recipe: str, folder: str, overrides: list[str]) -> None:
 def measure() -> None:
     """Every number that depends on the weights: results, model card, plots, documents, the README's picture."""
     stages = "runs/redraft-tiny", "runs/redraft-tiny-distilled", "runs/redraft-tiny-polished"
+    (ROOT / "docs/images").mkdir(exist_ok=True)
     trained = [stage for stage in stages if (ROOT / stage).exists()]
     before = ["--before", trained[0]] if trained else []
     run(
