@@ -9,17 +9,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from redraft.cli.options import Json
 from redraft.cli.prepare import Set
-from redraft.errors import RequestError
-
-if TYPE_CHECKING:
-    from redraft.api import Model
-    from redraft.denoiser.transformer import Denoiser
 
 
 def train(
@@ -48,7 +43,7 @@ def train(
         run(loaded, out, resume)
         return
     with Progress(loaded.train.steps, plain or None) as progress:
-        checkpoint = run(loaded, out, resume, progress, Samples(Path(loaded.data)))
+        checkpoint = run(loaded, out, resume, progress)
     folder = out or Path("runs") / loaded.name
     told = {
         "checkpoint": str(checkpoint),
@@ -56,32 +51,6 @@ def train(
         "last": _last_metrics(folder / "metrics.jsonl"),
     }
     typer.echo(json.dumps(told) if as_json else f"written to {checkpoint}")
-
-
-class Samples:
-    """Answers of the network in training, by the engine as it will be used."""
-
-    TOKENS = 48
-
-    def __init__(self, data: Path) -> None:
-        """data: the prepared folder, whose tokenizer and chat template the network learns."""
-        self._data = data
-
-    def __call__(self, network: Denoiser, prompts: list[str]) -> list[str]:
-        """One greedy answer a prompt, the same noise each time; "" where the context is too short for it."""
-        from redraft.api import Model
-        from redraft.engine.backends.torch_backend import TorchBackend
-        from redraft.hub.tokenizer import Tokenizer
-
-        model = Model("in training", TorchBackend(network), Tokenizer.load(self._data))
-        return [self._answer(model, prompt) for prompt in prompts]
-
-    def _answer(self, model: Model, prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        try:
-            return model.generate(messages, max_tokens=self.TOKENS, seed=0, temperature=0.0).text
-        except RequestError:
-            return ""
 
 
 def _last_metrics(path: Path) -> dict[str, object]:
