@@ -17,7 +17,7 @@ Results = Mapping[str, Any]
 @dataclass(frozen=True)
 class About:
     """What no measurement says. licence: an id of Hugging Face's list; data: one paragraph on what the model learned
-    from; datasets: ids for the front matter; recipe: the file that trains it."""
+    from; datasets: ids for the front matter; recipe: what trains it, a sentence."""
 
     licence: str = "cc-by-sa-4.0"
     data: str = (
@@ -34,7 +34,11 @@ class About:
     datasets: tuple[str, ...] = ("schema_guided_dstc8",)
     language: str = "en"
     tags: tuple[str, ...] = ("diffusion", "text-diffusion", "redraft", "dialogue")
-    recipe: str = "recipes/tiny.yaml"
+    recipe: str = (
+        "`recipes/release.py` in the redraft repository: tiny.yaml from scratch, tiny-distill.yaml (the canvas learns the "
+        "AR self's greedy continuations behind a draft token), tiny-polish.yaml (both, at a falling rate). The shipped "
+        "weights are 0.7 of the last stage's and 0.3 of the first one's; the draft token is the last stage's."
+    )
 
 
 def write_card(results: Results, folder: Path, about: About | None = None) -> Path:
@@ -52,7 +56,7 @@ def card(results: Results, about: About) -> str:
     parts += ["## Use", _use(results)]
     parts += ["## Data and licence", about.data, about.terms]
     if results.get("training"):
-        recipe = f"Recipe: `{about.recipe}` in the redraft repository."
+        recipe = f"Recipe: {about.recipe}"
         parts += ["## Training", numbers.training(results), recipe]
     if results.get("likelihood"):
         note = (
