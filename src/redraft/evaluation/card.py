@@ -36,8 +36,8 @@ class About:
     tags: tuple[str, ...] = ("diffusion", "text-diffusion", "redraft", "dialogue")
     recipe: str = (
         "`recipes/release.py` in the redraft repository: tiny.yaml from scratch, tiny-distill.yaml (the canvas learns "
-        "the AR self's greedy continuations behind a draft token), tiny-polish.yaml (both, at a falling rate). The shipped "
-        "weights are 0.7 of the last stage's and 0.3 of the first one's; the draft token is the last stage's."
+        "the AR self's greedy continuations behind a draft token), tiny-polish.yaml (both, at a falling rate). The "
+        "shipped weights are 0.7 of the last stage's and 0.3 of the first one's; the draft token is the last stage's."
     )
 
 
