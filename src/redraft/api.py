@@ -135,6 +135,7 @@ class Model:
         threshold: float | None = None,
         steps: int | None = None,
         slide: int | None = None,
+        check: float | None = None,
         ignore_eos: bool = False,
     ) -> Request:
         """The request that `generate` and `stream` run, checked. What is None comes from
@@ -154,6 +155,7 @@ class Model:
             "threshold": threshold,
             "max_steps": steps,
             "slide": slide,
+            "check_ratio": check,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
@@ -162,6 +164,10 @@ class Model:
         # The model's default is a wish, a person's number an order: only the latter can be too much.
         values["max_new_tokens"] = min(values["max_new_tokens"], self.config.max_position_embeddings)
         values |= {name: value for name, value in given.items() if value is not None}
+        if decode == "verified" and canvas is None:
+            values["canvas_length"] = values["draft_length"] or values["canvas_length"]
+        if decode != "diffusion" and check is None:
+            values["check_ratio"] = None  # a model's default for diffusion
         costs = self._step_costs(values)
         request = Request(
             prompt=tuple(self.encode(prompt)),
@@ -171,6 +177,7 @@ class Model:
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             ignore_eos=ignore_eos,
             slide=values["slide"],
+            check_ratio=values["check_ratio"],
             step_costs=costs,
             seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
         )

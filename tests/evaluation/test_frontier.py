@@ -105,6 +105,8 @@ def told(model: Model, dialogues: Dialogues) -> dict:
         thresholds=(0.9, 0.0),
         temperatures=(0.0,),
         canvases=(4, 8),
+        checks=((4, 0.5),),
+        draft_lengths=(None, 4),
         ar_temperatures=(0.0, 1.0),
         timed=1,
     )
@@ -114,7 +116,7 @@ def told(model: Model, dialogues: Dialogues) -> dict:
 def test_every_point_of_the_sweep_has_its_numbers(told: dict) -> None:
     points = {p["name"]: p for p in told["points"]}
     assert list(points) == [
-        *("ar T=0", "ar T=1", "verified T=0"),
+        *("ar T=0", "ar T=1", "verified T=0", "verified C=4 T=0", "diffusion checked 0.5 C=4 T=0"),
         *(
             "diffusion p>0.9 C=4 T=0",
             "diffusion p>0 C=4 T=0",
@@ -155,7 +157,7 @@ def test_given_lists_replace_the_usual_ones(model: Model) -> None:
 
 def test_settings_make_a_grid() -> None:
     settings = dataclasses.replace(
-        f.Frontier(), thresholds=(0.9, 0.5), temperatures=(0.0, 1.0), canvases=(8, 16)
+        f.Frontier(), thresholds=(0.9, 0.5), temperatures=(0.0, 1.0), canvases=(8, 16), checks=()
     )
     assert sum(w.decode == "diffusion" for w in settings.ways()) == 8
     with_drafts = [w for w in settings.ways(drafts=True) if w.decode == "diffusion"]

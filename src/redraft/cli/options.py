@@ -30,6 +30,12 @@ Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this
 Canvas = Annotated[str | None, typer.Option(help="Slots denoised together, or auto: chosen as it goes.")]
 Threshold = Annotated[float | None, typer.Option(help="Probability from which a slot settles.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps a canvas at most.")]
+Check = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep a canvas's token where AR finds it at least this likely beside its own (0 to 1)."
+    ),
+]
 Backend = Annotated[str, typer.Option(help="auto, torch or onnx.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -49,6 +55,7 @@ class SamplingOptions:
     canvas: str | int | None = None
     threshold: float | None = None
     steps: int | None = None
+    check: float | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError, one line that names the flag and what it takes."""
@@ -62,6 +69,9 @@ class SamplingOptions:
         at_least("--steps", self.steps, 1)
         finite("--temperature", self.temperature, 0.0, math.inf)
         finite("--threshold", self.threshold, 0.0, 1.0)
+        finite("--check", self.check, 0.0, 1.0)
+        if self.check == 0:
+            raise RequestError("--check must be above 0")
         finite("--top-p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise RequestError("--top-p must be above 0")

@@ -37,6 +37,7 @@ def run(
     canvas: o.Canvas = None,
     threshold: o.Threshold = None,
     steps: o.Steps = None,
+    check: o.Check = None,
     backend: o.Backend = "auto",
     plain: Annotated[bool, typer.Option("--plain", help="Only committed text, also on a terminal.")] = False,
     delay: Annotated[float, typer.Option(help="Seconds that each step stays on screen.")] = 0.0,
@@ -60,6 +61,7 @@ def run(
         canvas,
         threshold,
         steps,
+        check,
     )
     o.one_of("--backend", backend, o.BACKENDS)
     o.finite("--delay", delay, 0.0, 60.0)

@@ -41,7 +41,12 @@ class Request:
     verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a
     proposal and draft the next (which counts only if all of the first is right); "separate" spends two
     smaller ones; "auto" weighs it each time by what a row costs. row_cost: the cost of one more row in an
-    evaluation, where a single row costs 1 (0.1 on two cores, near 0 on a GPU).
+    evaluation, where a single row costs 1 (0.03 on two cores, near 0 on a GPU).
+
+    check_ratio: diffusion's canvases are checked by the AR self, which reads them anyway when they are committed: a
+    token stands where it has at least this share of the probability of AR's own choice, else AR's choice takes its
+    place and what lies behind is written anew. It is "verified" with a tolerance, and uses its settings; None: what
+    has settled is committed.
     """
 
     prompt: tuple[int, ...]
@@ -61,7 +66,8 @@ class Request:
     step_costs: StepCosts | None = None
     draft_steps: int = 1
     draft_layout: str = "auto"
-    row_cost: float = 0.1
+    row_cost: float = 0.03
+    check_ratio: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(int(t) for t in self.prompt))
@@ -83,11 +89,20 @@ class Request:
             )
         if not (isinstance(self.row_cost, int | float) and 0 <= self.row_cost < math.inf):
             raise RequestError(f"row_cost must be a number of at least 0, not {self.row_cost!r}")
+        if self.check_ratio is not None and not (
+            isinstance(self.check_ratio, int | float) and 0 < self.check_ratio <= 1
+        ):
+            raise RequestError(f"check_ratio must be above 0 and at most 1, not {self.check_ratio!r}")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise RequestError("stop must be texts of at least one character")
         if not self.prompt:
             raise RequestError("the prompt is empty: give at least one token of text")
+
+    @property
+    def drafts(self) -> bool:
+        """Whether canvases are proposals that the AR self confirms or replaces."""
+        return self.decode == "verified" or self.check_ratio is not None
 
     @property
     def key(self) -> NoiseKey:
@@ -108,7 +123,7 @@ class Request:
     def _mask(self, config: DenoiserConfig) -> int | None:
         """What an open slot holds."""
         likeliest = self.sampler.temperature == 0 and not self.locked and self.initial is None
-        sharp = (self.decode == "verified" or likeliest) if self.sharp is None else self.sharp
+        sharp = (self.drafts or likeliest) if self.sharp is None else self.sharp
         if sharp and config.draft_token_id is not None:
             return config.draft_token_id
         return config.mask_token_id
@@ -120,12 +135,16 @@ class Request:
 
         if self.decode not in WRITERS:
             raise RequestError(f"decode {self.decode!r} is unknown; one of {', '.join(WRITERS)}")
-        if self.decode != "diffusion" and config.layout != "causal_context":
+        if self.check_ratio is not None and self.decode != "diffusion":
             raise RequestError(
-                f"decode {self.decode} needs a model with causal context; this one is {config.layout}"
+                f"check_ratio is for decode diffusion; {self.decode} takes AR's own choices only"
             )
-        if self.decode != "diffusion" and (self.locked or self.initial is not None):
-            raise RequestError(f"decode {self.decode} writes from left to right and can't keep given slots")
+        ordered = self.decode != "diffusion" or self.drafts
+        how = f"decode {self.decode}" + (" with a check" if self.check_ratio is not None else "")
+        if ordered and config.layout != "causal_context":
+            raise RequestError(f"{how} needs a model with causal context; this one is {config.layout}")
+        if ordered and (self.locked or self.initial is not None):
+            raise RequestError(f"{how} writes from left to right and can't keep given slots")
         outside = [t for t in self.prompt if not 0 <= t < config.vocab_size]
         if outside:
             raise RequestError(f"the prompt holds token {outside[0]}; the vocabulary has {config.vocab_size}")

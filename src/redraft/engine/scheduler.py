@@ -14,7 +14,7 @@ from redraft.engine.ending import TokenBytes
 from redraft.engine.events import Commit, Step
 from redraft.engine.prefix import Kept, PrefixStore
 from redraft.engine.request import Request
-from redraft.engine.writers import WRITERS, Writer
+from redraft.engine.writers import Writer, writer_of
 from redraft.engine.writers.base import Event, prefill_length
 from redraft.errors import RedraftError, RequestError
 
@@ -210,7 +210,7 @@ class Engine:
             context.truncate(found[1])
         ticket.rows = rows
         ticket.started = time.perf_counter()
-        writer = WRITERS[ticket.request.decode]
+        writer = writer_of(ticket.request)
         ticket.writer = writer(ticket.request, self.config, context, self._token_bytes)
         if not ticket.writer.prefilling:
             ticket.prompt_read = ticket.started

@@ -153,6 +153,8 @@ def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Pr
         "canvases": options.canvases,
     }
     chosen |= {name: values for name, values in given.items() if values}
+    if options.thresholds or options.canvases:
+        chosen |= {"checks": (), "draft_lengths": (None,)}
     settings = frontier.Frontier(tokens=tokens, seed=options.seed, **chosen)
     return frontier.frontier(model, _prompts(model, dialogues, prompts, tokens, options), settings, progress)
 

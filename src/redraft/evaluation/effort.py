@@ -19,6 +19,7 @@ SETTINGS = {
     "canvas": "canvas_length",
     "threshold": "threshold",
     "slide": "slide",
+    "check_ratio": "check_ratio",
 }  # a point's names and the file's
 
 

@@ -21,6 +21,13 @@ from redraft.evaluation.writing import Bench, Progress, Way, Written, fastest_ar
 AR_TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)
 TEMPERATURES = (0.0, 0.5)
+CHECKS = (
+    (4, 0.5),
+    (5, 0.5),
+    (5, 0.3),
+    (8, 0.3),
+)  # slots of a canvas that the AR self checks, and how strictly
+DRAFT_LENGTHS = (3, 4, 5, 8)  # of verified
 WORST = (
     3.0  # percent by which a point's AR NLL may exceed AR's at equal distinct-3 and still count as no worse
 )
@@ -35,6 +42,8 @@ class Frontier:
     thresholds: tuple[float, ...] = THRESHOLDS
     temperatures: tuple[float, ...] = TEMPERATURES
     canvases: tuple[int | None, ...] = (None,)
+    checks: tuple[tuple[int, float], ...] = CHECKS
+    draft_lengths: tuple[int | None, ...] = DRAFT_LENGTHS
     ar_temperatures: tuple[float, ...] = AR_TEMPERATURES
     timed: int = 4
     batch: int = 8
@@ -50,7 +59,13 @@ class Frontier:
             for sharp in ((None, False) if drafts and t == 0 else (None,))
             for p in self.thresholds
         ]
-        return [*ar, Way("verified", temperature=0.0), *diffusion]
+        checked = [
+            Way("diffusion", temperature=t, canvas=c, check=ratio)
+            for t in self.temperatures
+            for c, ratio in self.checks
+        ]
+        verified = [Way("verified", temperature=0.0, canvas=c) for c in self.draft_lengths]
+        return [*ar, *verified, *checked, *diffusion]
 
 
 @dataclass(frozen=True)
@@ -186,7 +201,8 @@ def _name(way: Way) -> str:
     if way.decode == "diffusion":
         parts += [] if way.threshold is None else [f"p>{way.threshold:g}"]
         parts += ["calibrated"] if way.sharp is False else []
-        parts += [] if way.canvas is None else [f"C={way.canvas}"]
+        parts += [] if way.check is None else [f"checked {way.check:g}"]
+    parts += [] if way.canvas is None else [f"C={way.canvas}"]
     if way.temperature is not None:
         parts.append(f"T={way.temperature:g}")
     return " ".join(parts)

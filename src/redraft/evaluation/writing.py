@@ -147,7 +147,7 @@ def _raise(ticket: Ticket) -> None:
 class Way:
     """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults.
 
-    sharp, draft_steps, draft_layout: as in Request. sampler: further fields of the sampler's settings.
+    sharp, draft_steps, draft_layout: as in Request; check: its check_ratio. sampler: further fields of the sampler's settings.
     """
 
     decode: str
@@ -157,6 +157,7 @@ class Way:
     effort: str | None = None
     slide: int | None = None
     sharp: bool | None = None
+    check: float | None = None
     draft_steps: int = 1
     draft_layout: str = "auto"
     sampler: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -182,6 +183,7 @@ class Way:
             made,
             sampler=replace(made.sampler, logit_bias=bias, **self.sampler),
             sharp=self.sharp,
+            check_ratio=made.check_ratio if self.check is None else self.check,
             draft_steps=self.draft_steps,
             draft_layout=self.draft_layout,
         )
@@ -193,11 +195,11 @@ class Way:
         out: dict[str, Any] = {"decode": self.decode, "temperature": sampler.temperature}
         if self.decode != "ar":
             out["canvas"] = sampler.canvas_length if request.step_costs is None else "auto"
-        if self.decode == "verified":
+        if request.drafts:
             out |= {"draft_steps": self.draft_steps, "draft_layout": self.draft_layout}
         if self.decode == "diffusion":
             out |= {"threshold": sampler.threshold, "edit_threshold": sampler.edit_threshold}
-            out |= {"sharp": self.sharp, "slide": request.slide}
+            out |= {"sharp": self.sharp, "slide": request.slide, "check_ratio": request.check_ratio}
         return out
 
 

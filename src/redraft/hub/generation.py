@@ -24,7 +24,9 @@ class GenerationDefaults:
     canvas length (empty: a built-in table). threshold: probability from which a slot settles. max_steps: denoising
     steps a canvas, None for as many as slots. temperature: 0 is greedy. top_k: 0 keeps all. edit_threshold:
     probability from which a settled token is overwritten, None never. slide: leading settled slots that leave
-    the canvas at once, 0 to commit it whole. effort: for each level of the dial the
+    the canvas at once, 0 to commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
+    its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
+    None for canvas_length. effort: for each level of the dial the
     settings it changes.
     """
 
@@ -36,6 +38,8 @@ class GenerationDefaults:
     top_p: float = 1.0
     edit_threshold: float | None = None
     slide: int = 0
+    check_ratio: float | None = None
+    draft_length: int | None = None
     max_new_tokens: int = 256
     step_costs: Mapping[str, float] = field(default_factory=dict)
     effort: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -142,5 +146,7 @@ _RULES = {
     "top_p": _Rule(float, 0, 1, above_low=True),
     "edit_threshold": _Rule(float, 0, 1, optional=True),
     "slide": _Rule(int, 0, math.inf),
+    "check_ratio": _Rule(float, 0, 1, optional=True, above_low=True),
+    "draft_length": _Rule(int, 2, math.inf, optional=True),
     "max_new_tokens": _Rule(int, 1, math.inf),
 }

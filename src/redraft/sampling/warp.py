@@ -114,15 +114,21 @@ def choose(
     position: int,
     chosen: Sequence[int] | np.ndarray = (),
     allowed: np.ndarray | None = None,
+    guess: int | None = None,
+    ratio: float = 1.0,
 ) -> int:
     """AR's token at output position `position`, from logits [V]: argmax(warp(logits) + gumbel), the plain
-    argmax at temperature 0. Never the mask, a null or a banned token. Raises RedraftError for logits that are
-    not numbers."""
+    argmax at temperature 0. Never the mask, a null or a banned token. A `guess` stands in its place where it has at
+    least `ratio` of its probability, exp(warp + gumbel) compared (1: only where it is that token). Raises
+    RedraftError for logits that are not numbers."""
     null = () if vocabulary.null_id is None else (vocabulary.null_id,)
     warped = warp(logits, settings, chosen, allowed, (*vocabulary.never, *null))
     best = int(warped.argmax())
     if not math.isfinite(warped[best]):
         raise RedraftError("the network returned logits that are not finite numbers")
     if settings.temperature > 0.0:
-        best = int((warped + gumbel(key, position, vocabulary.vocab_size)).argmax())
+        warped = warped + gumbel(key, position, vocabulary.vocab_size)
+        best = int(warped.argmax())
+    if guess is not None and ratio < 1.0 and warped[guess] >= warped[best] + math.log(ratio):
+        return guess
     return best

@@ -1,11 +1,24 @@
 """The decode modes: each turns one request into passes, and their results into events. A new mode is one more
 file and one more line here."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from redraft.engine.writers.autoregressive import Autoregressive
 from redraft.engine.writers.base import Writer
 from redraft.engine.writers.diffusion import Diffusion
 from redraft.engine.writers.verified import Verified
 
+if TYPE_CHECKING:
+    from redraft.engine.request import Request
+
 WRITERS: dict[str, type[Writer]] = {"diffusion": Diffusion, "ar": Autoregressive, "verified": Verified}
 
-__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Verified", "Writer"]
+
+def writer_of(request: Request) -> type[Writer]:
+    """What writes a request's answer: its decode mode, and Verified for canvases that the AR self checks."""
+    return Verified if request.drafts else WRITERS[request.decode]
+
+
+__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Verified", "Writer", "writer_of"]

@@ -127,7 +127,16 @@ class Verified(Writer):
         chosen: list[int] = []
         for row, guess in zip(logits, (*self._proposal, None), strict=True):
             before = self.output.tokens + chosen
-            token = choose(row, self.request.sampler, self.vocabulary, self.request.key, len(before), before)
+            token = choose(
+                row,
+                self.request.sampler,
+                self.vocabulary,
+                self.request.key,
+                len(before),
+                before,
+                guess=guess,
+                ratio=self.request.check_ratio or 1.0,
+            )
             chosen.append(token)
             if token != guess:
                 break
