@@ -5,6 +5,10 @@
 Each run has the same data, schedule and rates; only the width, the depth and the time differ. What is compared is
 what the final evaluation of a run writes: AR and NELBO in nats a token on the same held-out rows. Finished runs are
 found again in --runs and not repeated.
+
+The runs are too short to be compared as they stand: the best size grows with the time. So L = E + A / N^a + B / D^b
+(N parameters, D tokens in millions; Hoffmann et al. 2022, 2203.15556) is fitted to all of them, and read off where
+each size would be after the time that a real run has, at the tokens a second that it was seen to learn.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from redraft.files import write_atomically
+from redraft.training.recipe import load
 
 ROOT = Path(__file__).resolve().parents[1]
 # width, layers, SwiGLU width, heads; head_dim 64 but for the smallest, whose width would give it one head
@@ -54,7 +61,37 @@ def run(size: str, minutes: float, runs: Path, overrides: list[str]) -> dict[str
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, **threads})
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = next(record for record in reversed(records) if "valid_ar" in record)
-    return {"size": size, "minutes": minutes, **last}
+    train = load(folder / "recipe.yaml").train
+    kept = {key: last[key] for key in ("valid_ar", "valid_nelbo", "valid_nelbo_se")}
+    tokens = last["step"] * train.batch_rows * train.row_length
+    return {"size": size, "minutes": minutes, "tokens": tokens, **kept}
+
+
+def fit(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """E, a, b, A, B of least squared error on valid_ar: a grid over the first three, A and B in closed form."""
+    n = np.array([float(r["size"].rstrip("M")) for r in runs])
+    d = np.array([r["tokens"] / 1e6 for r in runs])
+    loss = np.array([r["valid_ar"] for r in runs])
+    best: dict[str, float] = {"rmse": np.inf}
+    for e in np.arange(0, loss.min(), 0.1):
+        for a in np.arange(0.1, 1.21, 0.05):
+            for b in np.arange(0.1, 1.21, 0.05):
+                terms = np.stack((n**-a, d**-b), 1)
+                factors = np.linalg.lstsq(terms, loss - e, rcond=None)[0]
+                rmse = float(np.sqrt(np.mean((terms @ factors + e - loss) ** 2)))
+                if (factors > 0).all() and rmse < best["rmse"]:
+                    best = {"rmse": rmse, "E": e, "a": a, "b": b, "A": factors[0], "B": factors[1]}
+    return {key: float(value) for key, value in best.items()}
+
+
+def predicted(law: dict[str, float], runs: list[dict[str, Any]], minutes: float) -> dict[str, float]:
+    """AR nats a token of each size after so many minutes of two cores, at twice its measured rate on one."""
+    out = {}
+    for run_ in runs:
+        tokens = 2 * run_["tokens"] / run_["minutes"] * minutes / 1e6
+        size = float(run_["size"].rstrip("M"))
+        out[run_["size"]] = law["E"] + law["A"] * size ** -law["a"] + law["B"] * tokens ** -law["b"]
+    return out
 
 
 def main() -> None:
@@ -70,9 +107,11 @@ def main() -> None:
     jobs = [(size, minutes) for minutes in options.minutes for size in SIZES]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda job: run(*job, options.runs, options.overrides), jobs))
-    write_atomically(options.results, (json.dumps(found, indent=1) + "\n").encode())
-    for record in found:
-        print(json.dumps(record))
+    law = fit(found)
+    table = {f"{minutes}": predicted(law, found, minutes) for minutes in (30, 90, 180)}
+    told = {"runs": found, "fit": law, "predicted_ar": table}
+    write_atomically(options.results, (json.dumps(told, indent=1) + "\n").encode())
+    print(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

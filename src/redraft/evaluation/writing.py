@@ -147,7 +147,7 @@ def _raise(ticket: Ticket) -> None:
 class Way:
     """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults.
 
-    sharp, draft_steps, draft_layout: as in Request; check: its check_ratio. sampler: further fields of the sampler's settings.
+    sharp, draft_steps, draft_layout: as in Request; check: its check_ratio. sampler: further settings of the sampler.
     """
 
     decode: str
