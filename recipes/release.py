@@ -54,7 +54,7 @@ def measure() -> None:
     before = ["--before", trained[0]] if trained else []
     run(
         *(sys.executable, "-m", "redraft.evaluation.report", "docs/results.json", "--model", "redraft-tiny"),
-        *("--data", "runs/data/sgd", *before, *(["--runs", *trained] if trained else [])),
+        *("--tune", "--data", "runs/data/sgd", *before, *(["--runs", *trained] if trained else [])),
         *("--card", str(MODEL), "--plots", "docs/images", "--docs", "README.md", "docs/performance.md"),
     )
     seal(MODEL)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redraft.errors import RequestError
-from redraft.evaluation.effort import BOUNDS, effort_levels, settings, step_costs
+from redraft.evaluation.effort import BOUNDS, effort_levels, settings, step_costs, tuned
 from redraft.hub import GenerationDefaults
 
 
@@ -85,3 +85,22 @@ def test_step_costs_of_a_speed_report() -> None:
     assert GenerationDefaults.from_dict(
         {"canvas_length": "auto", "step_costs": step_costs({"costs": {"over_ar": over}})}
     )
+
+
+def test_a_frontier_tunes_the_models_defaults() -> None:
+    checked = point(0.7, 990, 2.5, canvas=5, check_ratio=0.5)
+    verified = [
+        {"decode": "verified", "canvas": 4, "tokens_per_second": 700.0},
+        {"decode": "verified", "canvas": 8, "tokens_per_second": 600.0},
+    ]
+    given = {"temperature": 0.0, "draft_length": 16, "effort": {"low": {"threshold": 0.1}}}
+    made = tuned(given, {"points": [*POINTS, checked, *verified]})
+    assert made["temperature"] == 0.0
+    assert made["draft_length"] == 4
+    assert made["effort"]["medium"] == {
+        "canvas_length": 5,
+        "threshold": 0.7,
+        "slide": 0,
+        "check_ratio": 0.5,
+    }
+    assert GenerationDefaults.from_dict(made).settings_for("medium")["check_ratio"] == 0.5

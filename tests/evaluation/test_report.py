@@ -12,6 +12,7 @@ import yaml
 
 from redraft.errors import RequestError
 from redraft.evaluation import card, numbers, report
+from redraft.evaluation.effort import tuned
 from redraft.evaluation.prompts import to_messages
 from redraft.files import manifest
 from redraft.training.data import Document
@@ -162,7 +163,18 @@ def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--data",
         str(data),
     ]
-    few = ["--before", str(folder), "--runs", str(run), "--quick", "--machine", "two cores", "--only", *only]
+    few = [
+        "--tune",
+        "--before",
+        str(folder),
+        "--runs",
+        str(run),
+        "--quick",
+        "--machine",
+        "two cores",
+        "--only",
+        *only,
+    ]
     assert report.main([*common, *measure, *few, "--card", str(out / "model")]) == 0
     return out
 
@@ -186,6 +198,14 @@ def test_one_command_measures_and_writes_all(measured: Path) -> None:
     assert {p.name for p in measured.glob("*.svg")} == {
         f"{n}.svg" for n in ("speed", "batch", "frontier", "adaptive")
     }
+
+
+def test_the_model_has_the_levels_that_the_frontier_found(measured: Path) -> None:
+    results = json.loads((measured / "results.json").read_text())
+    generation = json.loads((measured / "model" / "generation_config.json").read_text())
+    assert generation == tuned(generation, results["frontier"])
+    level = generation["effort"]["medium"]
+    assert results["speed"]["settings"]["diffusion"]["canvas"] == level["canvas_length"]
 
 
 def test_the_card_lies_in_the_models_folder_and_in_its_manifest(measured: Path) -> None:

@@ -14,7 +14,7 @@ from redraft.errors import RequestError
 
 # percent by which AR NLL may exceed AR's frontier; from fast to good
 BOUNDS = {"instant": 25.0, "low": 10.0, "medium": 3.0}
-BEST = "high"
+NO_WORSE, BEST = "medium", "high"
 SETTINGS = {
     "canvas": "canvas_length",
     "threshold": "threshold",
@@ -37,6 +37,16 @@ def effort_levels(frontier: Mapping[str, Any], temperature: float | None = None)
         good = [p for p in points if p["excess_percent"] <= bound]
         chosen[level] = max(good, key=_speed_then_quality, default=best)
     return {level: settings(point) for level, point in (chosen | {BEST: best}).items()}
+
+
+def tuned(generation: Mapping[str, Any], frontier: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json with its effort levels, and how many slots verified drafts at once, as a frontier found
+    them best."""
+    out = dict(generation) | {"effort": effort_levels(frontier)}
+    verified = [p for p in frontier["points"] if p["decode"] == "verified" and isinstance(p["canvas"], int)]
+    if verified:
+        out["draft_length"] = max(verified, key=lambda p: p["tokens_per_second"])["canvas"]
+    return out
 
 
 def settings(point: Mapping[str, Any]) -> dict[str, Any]:

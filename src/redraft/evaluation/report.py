@@ -17,18 +17,27 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redraft.errors import RedraftError, RequestError
 from redraft.evaluation.benches import BENCHES, Options, run_bench
 from redraft.evaluation.card import write_card
+from redraft.evaluation.effort import NO_WORSE, tuned
 from redraft.evaluation.numbers import rewrite_file
 from redraft.evaluation.plots import FORMATS, check_plot
 from redraft.evaluation.prompts import load_dialogues
 from redraft.evaluation.writing import machine
 from redraft.files import write_atomically
+from redraft.hub.generation import GENERATION_CONFIG
+
+if TYPE_CHECKING:
+    from redraft.api import Model
 
 SPLITS = ("valid", "test")
+AT_LEVEL = (
+    "speed",
+    "latency",
+)  # measured at the fastest level that is as good as AR; the others set their canvases
 PARTS = ("likelihood", "samples", *BENCHES, "frontier_before", "training")
 
 
@@ -83,15 +92,32 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     if "samples" in wanted:
         size = {"prompts": 6, "tokens": 16, "shown": 1} if arguments.quick else {}
         results["samples"] = samples(model, load_dialogues(model.tokenizer, data), **size)
-    for name in BENCHES:
-        if name in wanted:
-            say(f"bench {name}")
-            results[name] = run_bench(name, model, options, say) | {"model": results["model"]}
+    for name in sorted(BENCHES, key=lambda name: name != "frontier"):  # the others run at the points it finds
+        if name not in wanted:
+            continue
+        say(f"bench {name}")
+        chosen = replace(options, effort=_no_worse(model)) if name in AT_LEVEL else options
+        results[name] = run_bench(name, model, chosen, say) | {"model": results["model"]}
+        if name == "frontier" and arguments.tune:
+            tune(folder, results[name])
+            model = redraft.load(arguments.model, backend=arguments.backend)
     if "frontier_before" in wanted and arguments.before is not None:
         say("bench frontier, before distillation")
         earlier = redraft.load(arguments.before, backend=arguments.backend)
         told = run_bench("frontier", earlier, replace(options, model=str(arguments.before)), say)
         results["frontier_before"] = told | {"model": f"{results['model']} before distillation"}
+
+
+def tune(folder: Path, frontier: dict[str, Any]) -> None:
+    """Writes what a frontier found best into the model's generation_config.json."""
+    path = folder / GENERATION_CONFIG
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_atomically(path, (json.dumps(tuned(raw, frontier), indent=2) + "\n").encode())
+
+
+def _no_worse(model: Model) -> str | None:
+    """The level of the fastest text that is as good as AR's, where the model has levels."""
+    return NO_WORSE if NO_WORSE in model.defaults.effort else None
 
 
 def publish(arguments: argparse.Namespace, results: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -122,6 +148,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--machine", help="where it was trained, in words; this machine otherwise")
     made.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts alone")
+    made.add_argument(
+        "--tune", action="store_true", help="write the levels that frontier finds into generation_config.json"
+    )
     made.add_argument(
         "--quick", action="store_true", help="the least that runs through everything; no result"
     )
