@@ -45,3 +45,9 @@ def manifest(folder: Path) -> dict[str, Any]:
     """Size and sha256 of every file of a model, by name."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST and p.name[0] != ".")
     return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}
+
+
+def renew_manifest(folder: Path) -> None:
+    """Writes manifest.json anew where the folder has one: size and sha256 of every file, which loading checks."""
+    if (folder / MANIFEST).exists():
+        write_atomically(folder / MANIFEST, (json.dumps(manifest(folder), indent=2) + "\n").encode())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from redraft.evaluation import numbers
-from redraft.files import MANIFEST, manifest, write_atomically
+from redraft.files import renew_manifest, write_atomically
 
 Results = Mapping[str, Any]
 
@@ -45,8 +44,7 @@ def write_card(results: Results, folder: Path, about: About | None = None) -> Pa
     """Writes README.md into a model's folder, and its manifest anew where it has one; returns the README's path."""
     path = folder / "README.md"
     write_atomically(path, card(results, about or About()).encode())
-    if (folder / MANIFEST).exists():
-        write_atomically(folder / MANIFEST, (json.dumps(manifest(folder), indent=2) + "\n").encode())
+    renew_manifest(folder)
     return path
 
 

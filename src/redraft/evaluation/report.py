@@ -27,7 +27,7 @@ from redraft.evaluation.numbers import rewrite_file
 from redraft.evaluation.plots import FORMATS, check_plot
 from redraft.evaluation.prompts import load_dialogues
 from redraft.evaluation.writing import machine
-from redraft.files import write_atomically
+from redraft.files import renew_manifest, write_atomically
 from redraft.hub.generation import GENERATION_CONFIG
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def tune(folder: Path, frontier: dict[str, Any]) -> None:
     path = folder / GENERATION_CONFIG
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_atomically(path, (json.dumps(tuned(raw, frontier), indent=2) + "\n").encode())
+    renew_manifest(folder)
 
 
 def _no_worse(model: Model) -> str | None:
