@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.editing.alignment import align, capacity, changed_blocks, with_nulls
@@ -31,6 +31,7 @@ def test_a_null_after_every_n_tokens() -> None:
     assert [capacity(n, 8) for n in (8, 9, 16, 32)] == [8, 8, 15, 29]
 
 
+@settings(deadline=None)
 @given(words, words, st.integers(1, 9))
 def test_dropping_nulls_gives_both_texts(before: list[list[int]], after: list[list[int]], every: int) -> None:
     found = align(before, after, every, NULL)
@@ -45,6 +46,7 @@ def test_dropping_nulls_gives_both_texts(before: list[list[int]], after: list[li
         assert (noisy == target).all()
 
 
+@settings(deadline=None)
 @given(words, words, st.integers(1, 9), st.integers(1, 40))
 def test_a_canvas_holds_a_beginning_of_both(
     before: list[list[int]], after: list[list[int]], every: int, slots: int
@@ -66,6 +68,7 @@ def test_a_canvas_holds_a_beginning_of_both(
         assert len(rest_new) - len(rest_old) == sum(a1 - a0 - (b1 - b0) for b0, b1, a0, a1 in blocks)
 
 
+@settings(deadline=None)
 @given(words, words)
 def test_blocks_turn_one_text_into_the_other(before: list[list[int]], after: list[list[int]]) -> None:
     old, new, made, at = flat(before), flat(after), [], 0

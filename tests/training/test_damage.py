@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.training import damage_words
@@ -49,6 +49,7 @@ def test_kinds_left_for_evaluation_are_drawn_only_when_asked() -> None:
     assert all(w > 0 for w in WEIGHTS.values())
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=6), max_size=8), st.integers(0, 10**6))
 def test_any_words_do(words: list[str], seed: int) -> None:
     made = damage(words, Random(seed))

@@ -6,7 +6,7 @@ from random import Random
 from string import Formatter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.training.instruction_words import WORDINGS
@@ -81,6 +81,7 @@ def test_examples_of_manner_and_sentences() -> None:
     assert after("please", "Find me a table.") == "Find me a table, please."
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.integers(0, 10**6))
 def test_any_text_does(text: str, seed: int) -> None:
     made = instruct(text, Random(seed))

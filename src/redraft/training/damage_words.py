@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -16,10 +14,14 @@ def _keys_beside() -> dict[str, str]:
     return beside
 
 
-def _each_other(groups: Iterable[str]) -> dict[str, list[str]]:
-    """Each word of a group may be taken for each other one."""
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _each_other(groups: str) -> dict[str, list[str]]:
+    """Groups are divided by |; each word of one may be taken for each other one."""
     table: dict[str, list[str]] = {}
-    for group in groups:
+    for group in groups.split("|"):
         members = group.split()
         for word in members:
             table.setdefault(word, []).extend(w for w in members if w != word)
@@ -130,7 +132,7 @@ HOMOPHONES = _each_other(
     "their there|to too two|then than|here hear|its it's|your you're|for four|buy by|know no|right write|our are|"
     "where wear|which witch|would wood|whole hole|week weak|see sea|meet meat|sure shore|one won|"
     "weather whether|through threw|new knew|hour our|fare fair|plain plane|piece peace|affect effect|"
-    "accept except|of off|lose loose|quite quiet|passed past".split("|")
+    "accept except|of off|lose loose|quite quiet|passed past"
 )
 CONTRACTED_HOMOPHONES = {
     ("it", "'s"): "its",
@@ -141,16 +143,16 @@ CONTRACTED_HOMOPHONES = {
     ("that", "'s"): "thats",
 }
 
-LITTLE = frozenset(
+LITTLE = words(
     "a an the to of in on at for with from by is are was be been do does did have has had will would can could "
-    "should i you it me my your their there that and or as".split()
+    "should i you it me my your their there that and or as"
 )
-SURPLUS = tuple("a the to of in on at for is it be and do that".split())
+SURPLUS = words("a the to of in on at for is it be and do that")
 
 AGREEMENT = _each_other(
     "is are|was were|has have|does do|wants want|needs need|likes like|serves serve|plays play|starts start|"
     "takes take|costs cost|offers offer|gets get|goes go|makes make|seems seem|sounds sound|works work|"
-    "looks look|leaves leave|arrives arrive|comes come|happens happen|this these|that those|am is".split("|")
+    "looks look|leaves leave|arrives arrive|comes come|happens happen|this these|that those|am is"
 )
 TENSES = _each_other(
     "find found finding|book booked booking|reserve reserved reserving|go went going gone|make made making|"
@@ -161,20 +163,16 @@ TENSES = _each_other(
     "locate located|come came coming|do did doing done|have had having|tell told telling|show showed shown|"
     "call called calling|eat ate eating|try tried trying|think thought thinking|be been being|like liked|"
     "is was|are were|check checked checking|watch watched watching|travel traveling|"
-    "rent rented renting|add added adding|cost costed|stay stayed staying|visit visited visiting".split("|")
+    "rent rented renting|add added adding|cost costed|stay stayed staying|visit visited visiting"
 )
 ARTICLES = {"a": ["an"], "an": ["a"]}
-PREPOSITIONS = _each_other(["in on at", "for to of", "from of", "with by", "into in", "about of"])
-PRONOUNS = _each_other(["i me my", "we us our", "they them their", "he him his", "she her", "you your"])
-_NOUNS = (
+PREPOSITIONS = _each_other("in on at|for to of|from of|with by|into in|about of")
+PRONOUNS = _each_other("i me my|we us our|they them their|he him his|she her|you your")
+_NOUNS = words(
     "restaurant ticket table seat person place time number movie flight hotel room day night show song event "
-    "option city bus house apartment doctor dentist salon theater date review star rating passenger bag car "
+    "option house apartment doctor dentist salon theater date review star rating passenger bag car "
     "bedroom dollar account appointment reservation"
-).split()
+)
 NUMBERS = _each_other(
-    [
-        *(f"{n} {n}{'es' if n == 'bus' else 's'}" for n in _NOUNS if n != "city"),
-        "city cities",
-        "people peoples",
-    ]
+    "|".join(("city cities", "bus buses", "people peoples", *(f"{noun} {noun}s" for noun in _NOUNS)))
 )

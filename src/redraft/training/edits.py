@@ -1,8 +1,8 @@
 """Makes a corpus of texts to edit from a prepared one: errors to find, and instructions to follow.
 
-Errors: windows over dialogues (or over their bare text), whose canvas starts from the text with errors made in it
-and should end as the text itself. Instructions: `<|edit|>` instruction, a newline, the text before, `<|assistant|>`, the
-text after, `<|eos|>`; canvases over the text after start from the text before. In both the canvas sees what comes before
+Errors: windows over dialogues (or over their bare text), whose canvas starts from the text with errors made in it and
+should end as the text itself. Instructions: `<|edit|>` instruction, a newline, the text before, `<|assistant|>`, the
+text after, `<|eos|>`; canvases over the text after start from the text before. In both a canvas sees what comes before
 it as it should be.
 """
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple("January February April June July August September October November December".split())
+from redraft.training.damage_words import words
+
+DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = words("January February April June July August September October November December")
 CITIES = (
     *(
         "San Jose",
@@ -39,15 +41,13 @@ CITIES = (
     ),
     *("Walnut Creek", "Hayward", "Mountain View", "Fresno", "Anaheim", "Long Beach", "Petaluma", "Sunnyvale"),
 )
-NAMES = tuple(
-    "Anna Ben Carol David Emma Frank Grace Helen Jack Kate Laura Mark Nina Peter Rose Sam Tom".split()
-)
-FOODS = tuple("Italian Mexican Chinese Indian Thai Japanese American French Greek Korean Vietnamese".split())
-NUMBERS = tuple("one two three four five six seven eight".split())
-WORDS = tuple(
+NAMES = words("Anna Ben Carol David Emma Frank Grace Helen Jack Kate Laura Mark Nina Peter Rose Sam Tom")
+FOODS = words("Italian Mexican Chinese Indian Thai Japanese American French Greek Korean Vietnamese")
+NUMBERS = words("one two three four five six seven eight")
+WORDS = words(
     "good nice cheap small large early late quiet table room house movie song city hotel restaurant ticket flight "
     "dinner lunch evening morning friend doctor music water market river garden window school simple happy green "
-    "blue first second other find book look call order visit open".split()
+    "blue first second other find book look call order visit open"
 )
 
 # name: (wordings for training, wordings for evaluation only)
@@ -266,9 +266,9 @@ TENSES = (
 PAST = TENSES
 PRESENT = tuple((past, now) for now, past in TENSES if now not in ("Does", "It costs", "it costs"))
 
-IDENTIFIERS = tuple(
+IDENTIFIERS = words(
     "total count price name items index value result data size x y i n key text line item sum max min rate cost "
-    "user day time seat row list score limit start end".split()
+    "user day time seat row list score limit start end"
 )
 CODE = (
     "{a} = {a} + {b}",
