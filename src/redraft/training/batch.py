@@ -16,7 +16,9 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.layouts import Rows as LayoutRows
 from redraft.denoiser.layouts import allowed, canvas_start, clean_start
 from redraft.training.canvases import Canvases, lay
+from redraft.training.data import Corpus
 from redraft.training.packing import Row, Rows
+from redraft.training.pairs import EditCorpus, corrupt_pairs, lay_pairs
 from redraft.training.recipe import Canvas, Mixture
 
 
@@ -117,34 +119,55 @@ def build(
     for i, r in enumerate(rows):
         row = data[step * batch_rows + r]
         rng = np.random.default_rng((seed, step, 1 + r))
-        built.append(_build_row(row, mixture[row.corpus], t[i], length, config, process, settings, rng))
+        source = mixture[row.corpus]
+        noise = _lay_noise(
+            row, data.corpora[row.corpus], t[i], length, config, process, source.canvas_of(settings), rng
+        )
+        built.append(_build_row(row, source, *noise, config))
     return Batch(*(np.stack(parts) for parts in zip(*built, strict=True)))
 
 
-def _build_row(
+def _lay_noise(
     row: Row,
-    source: Mixture,
+    corpus: Corpus,
     t: np.ndarray,
     length: int,
     config: DenoiserConfig,
     process: Process,
     settings: Canvas,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, ...]:
+) -> tuple[Canvases, np.ndarray, np.ndarray]:
+    """Canvases over the row, `copies` of each, their noisy slots and their times."""
     assert config.null_token_id is not None
-    assert config.mask_token_id is not None
+    if isinstance(corpus, EditCorpus):
+        canvases, start = lay_pairs(row, corpus, len(t), length, config.null_token_id, rng)
+        noisy, used_t = corrupt_pairs(canvases, start, t, settings.copies, process, rng)
+    else:
+        grid = config.layout != "causal_context"
+        canvases = lay(row, len(t), length, settings, config.null_token_id, config.eos_token_ids, rng, grid)
+        noisy, used_t = corrupt_canvases(canvases, t, settings.copies, process, rng)
+    return canvases.repeated(settings.copies), noisy, used_t
+
+
+def _build_row(
+    row: Row,
+    source: Mixture,
+    tiled: Canvases,
+    noisy: np.ndarray,
+    used_t: np.ndarray,
+    config: DenoiserConfig,
+) -> tuple[np.ndarray, ...]:
+    length = noisy.shape[1]
     causal = config.layout == "causal_context"
-    canvases = lay(
-        row, len(t), length, settings, config.null_token_id, config.eos_token_ids, rng, grid=not causal
-    )
-    noisy, used_t = corrupt_canvases(canvases, t, settings.copies, process, rng)
     if source.draft:
+        assert config.mask_token_id is not None
         assert config.draft_token_id is not None
         noisy = np.where(noisy == config.mask_token_id, config.draft_token_id, noisy)
-    tiled = canvases.repeated(settings.copies)
     next_token = np.full(len(row.tokens), -1, np.int64)
     if source.ar and causal:
         same = (row.document[1:] == row.document[:-1]) & (row.document[1:] >= 0)
+        if source.edits:  # of an instruction only what it leads to
+            same &= row.supervise[1:]
         next_token[:-1] = np.where(same, row.tokens[1:], -1)
     slots = tiled.anchor[:, None] + np.arange(length)
     positions = np.concatenate((row.position, slots.reshape(-1)))

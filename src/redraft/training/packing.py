@@ -59,13 +59,15 @@ def pack(lengths: np.ndarray, row_length: int, seed: int, epoch: int) -> list[li
 @dataclass(frozen=True)
 class Row:
     """One packed row: tokens, document (number within the row, -1 for padding), position within the document,
-    supervise (a canvas may cover the token): arrays [row_length]; corpus: which of the mixture it comes from."""
+    supervise (a canvas may cover the token): arrays [row_length]; corpus: which of the mixture it comes from; pieces:
+    what the row's documents are, by their numbers within it."""
 
     tokens: np.ndarray
     document: np.ndarray
     position: np.ndarray
     supervise: np.ndarray
     corpus: int
+    pieces: tuple[Piece, ...] = ()
 
 
 class Rows:
@@ -134,4 +136,4 @@ def assemble(corpus: Corpus, pieces: list[Piece], row_length: int, which: int = 
         position[at:end] = np.arange(end - at)
         supervise[at:end] = np.arange(piece.first, piece.last) >= corpus.starts[piece.document]
         at = end
-    return Row(tokens, document, position, supervise, which)
+    return Row(tokens, document, position, supervise, which, tuple(pieces))

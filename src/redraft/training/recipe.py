@@ -122,14 +122,30 @@ class Optimizer(Section):
     ema: float = Field(default=0.997, ge=0, lt=1)
 
 
+class CanvasShares(Section):
+    """Shares of `canvas` that one corpus of the mixture has otherwise; see Canvas."""
+
+    gap_share: Share | None = None
+    insert_share: Share | None = None
+    pin_share: Share | None = None
+    draft_share: Share | None = None
+
+
 class Mixture(Section):
     """One prepared corpus in the training mix. ar: whether the AR loss is taken on it. draft: its canvases hide behind
-    the draft token in place of the mask: they are learnt apart, and what the mask tells stays calibrated."""
+    the draft token in place of the mask: they are learnt apart, and what the mask tells stays calibrated. edits: a
+    corpus made by an `edits` section, whose canvases start from text to be changed. canvas: shares of its own."""
 
     path: str
     weight: float = Field(default=1.0, gt=0)
     ar: bool = True
     draft: bool = False
+    edits: bool = False
+    canvas: CanvasShares = CanvasShares()
+
+    def canvas_of(self, shared: Canvas) -> Canvas:
+        """The recipe's canvas settings with this corpus's own shares."""
+        return shared.model_copy(update=self.canvas.model_dump(exclude_none=True))
 
 
 class Train(Section):
@@ -169,6 +185,24 @@ class Distill(Section):
     batch: int = Field(default=256, ge=1)
 
 
+class Edits(Section):
+    """Texts to edit: canvases that start from damaged text, or from text that an instruction changes.
+
+    out: the corpus, made from `data` before training unless it is there; the mixture names it with `edits: true`.
+    documents: dialogues under windows of text with errors to find; untouched: share of windows without any; plain:
+    share of these documents without role tokens, as ordinary text. instructions: documents of an instruction, a text
+    and what the one makes of the other. longest: tokens of a document, at most. Canvas lengths and the distance of
+    null slots are those of `canvas`.
+    """
+
+    out: str
+    documents: int = Field(default=12000, ge=0)
+    instructions: int = Field(default=12000, ge=0)
+    longest: int = Field(default=256, ge=32)
+    untouched: Share = 0.4
+    plain: Share = 0.3
+
+
 class Recipe(Section):
     """A whole recipe. data: folder made by prepare. init: a model folder or a run to start from, in place of
     random weights."""
@@ -185,6 +219,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     distill: Distill | None = None
+    edits: Edits | None = None
 
     def corpora(self) -> list[Mixture]:
         return self.mixture or [Mixture(path=self.data)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -32,11 +33,13 @@ from redraft.training.checkpoints import TrainingState
 from redraft.training.data import make_folder
 from redraft.training.distill import distill
 from redraft.training.distributed import join
+from redraft.training.edits import make_edits
 from redraft.training.interrupt import Interrupt
 from redraft.training.memory import keep_freed_memory
 from redraft.training.objective import JointObjective, slot_weights
 from redraft.training.recipe import Recipe
 from redraft.training.samples import Sampler
+from redraft.training.tokenizer import load_tokenizer
 from redraft.training.validate import held_out
 
 
@@ -68,7 +71,7 @@ class Run:
             torch.set_num_threads(recipe.train.threads)
         self.data = Path(recipe.data)
         start.check_sizes(recipe, self.world.size)
-        tokenizer = start.load_tokenizer(self.data)
+        tokenizer = load_tokenizer(self.data)
         self.rows = start.training_rows(recipe)
         self._make_folder(resume)
         model = start.network(recipe, tokenizer).to(self.world.device)
@@ -301,21 +304,37 @@ class Run:
         self.world.wait()
 
 
-def _make_distilled(recipe: Recipe, reporter: Reporter) -> None:
-    """The corpus of the model's own continuations, once; the other processes of a group wait until it's there."""
-    assert recipe.distill is not None
-    if recipe.init is None:
-        raise RequestError("distill continues texts with a trained model: name it in init")
-    made = Path(recipe.distill.out) / "train.json"
+def _make_once(folder: str, make: Callable[[], object]) -> None:
+    """Makes a corpus unless it's there; the other processes of a group wait for it."""
+    made = Path(folder) / "train.json"  # written last
     if int(os.environ.get("RANK", "0")):
         while not made.exists():
             time.sleep(1)
-        return
-    if not made.exists():
-        if recipe.train.threads:  # the others wait: their threads are free
-            torch.set_num_threads(recipe.train.threads * int(os.environ.get("WORLD_SIZE", "1")))
-        model = newest(recipe.init)
-        distill(model, recipe.data, recipe.distill, recipe.train.seed, reporter.message)
+    elif not made.exists():
+        make()
+
+
+def _distil(recipe: Recipe, reporter: Reporter) -> None:
+    """The corpus of the model's own continuations."""
+    assert recipe.distill is not None
+    assert recipe.init is not None
+    if recipe.train.threads:  # the others wait: their threads are free
+        torch.set_num_threads(recipe.train.threads * int(os.environ.get("WORLD_SIZE", "1")))
+    distill(newest(recipe.init), recipe.data, recipe.distill, recipe.train.seed, reporter.message)
+
+
+def _make_corpora(recipe: Recipe, reporter: Reporter) -> None:
+    """What the recipe has made before training."""
+    if recipe.distill:
+        if recipe.init is None:
+            raise RequestError("distill continues texts with a trained model: name it in init")
+        _make_once(recipe.distill.out, lambda: _distil(recipe, reporter))
+    if recipe.edits:
+        settings = recipe.edits
+        _make_once(
+            settings.out,
+            lambda: make_edits(recipe.data, settings, recipe.canvas, recipe.train.seed, reporter.message),
+        )
 
 
 def train(
@@ -331,7 +350,6 @@ def train(
     Raises RequestError for what the recipe or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if recipe.distill:
-        _make_distilled(recipe, reporter or Silent())
+    _make_corpora(recipe, reporter or Silent())
     run = Run(recipe, folder or Path("runs") / recipe.name, resume, reporter)
     return run.train(sampler or samples.sampler(recipe))

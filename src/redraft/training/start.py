@@ -17,6 +17,7 @@ from redraft.errors import RequestError
 from redraft.hub.runs import newest
 from redraft.training.data import Corpus
 from redraft.training.packing import Rows
+from redraft.training.pairs import EditCorpus
 from redraft.training.recipe import Recipe
 from redraft.training.tokenizer import DRAFT, EOS, MASK, NULL, USER
 
@@ -36,19 +37,17 @@ def check_sizes(recipe: Recipe, processes: int) -> None:
         raise RequestError("train.row_length exceeds model.max_position_embeddings")
     if recipe.objective.weighting == "elbo" and any(part.draft for part in recipe.corpora()):
         raise RequestError("a mixture with draft has no bound to weight by; objective.weighting must be flat")
+    if any(part.edits for part in recipe.corpora()):
+        if recipe.objective.weighting == "elbo":
+            raise RequestError(
+                "a mixture with edits has no bound to weight by; objective.weighting must be flat"
+            )
+        if recipe.model.layout != "causal_context":
+            raise RequestError("edits start anywhere in a text: model.layout must be causal_context")
+    if recipe.edits and recipe.edits.longest > train.row_length:
+        raise RequestError("edits.longest must not exceed train.row_length: an instruction is never cut")
     if recipe.model.self_conditioning:
         raise RequestError("model.self_conditioning is for loading others' checkpoints; training needs false")
-
-
-def load_tokenizer(data: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder; RequestError when it has none."""
-    path = data / "tokenizer.json"
-    if not path.exists():
-        raise RequestError(f"{data} holds no tokenizer.json; run redraft prepare first")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise RequestError(f"{path} can't be read ({error}); run redraft prepare again") from None
 
 
 def training_rows(recipe: Recipe) -> Rows:
@@ -60,7 +59,10 @@ def training_rows(recipe: Recipe) -> Rows:
             raise RequestError(
                 f"{part.path} was prepared with another tokenizer than {data}; prepare it anew"
             )
-    corpora = [Corpus(m.path, "train") for m in mixture]
+    corpora = [
+        EditCorpus(m.path, "train", recipe.canvas.lengths) if m.edits else Corpus(m.path, "train")
+        for m in mixture
+    ]
     return Rows(corpora, [m.weight for m in mixture], recipe.train.row_length, recipe.train.seed)
 
 

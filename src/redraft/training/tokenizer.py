@@ -8,15 +8,17 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from redraft.denoiser.checkpoint import write_atomically
+from redraft.errors import RequestError
+from redraft.files import write_atomically
 
-EOS, USER, ASSISTANT, SYSTEM, MASK, NULL, DRAFT = (
+EOS, USER, ASSISTANT, SYSTEM, MASK, NULL, EDIT, DRAFT = (
     "<|eos|>",
     "<|user|>",
     "<|assistant|>",
     "<|system|>",
     "<|mask|>",
     "<|null|>",
+    "<|edit|>",
     "<|draft|>",
 )
 SPECIALS = [
@@ -26,7 +28,7 @@ SPECIALS = [
     SYSTEM,
     MASK,
     NULL,
-    "<|edit|>",
+    EDIT,
     "<|fill|>",
     DRAFT,
     "<|reserved|>",
@@ -80,3 +82,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     }
     write_atomically(folder / "tokenizer.json", tokenizer.to_str().encode())
     write_atomically(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_tokenizer(data: Path) -> Tokenizer:
+    """The tokenizer of a prepared folder; RequestError when it has none."""
+    path = data / "tokenizer.json"
+    if not path.exists():
+        raise RequestError(f"{data} holds no tokenizer.json; run redraft prepare first")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise RequestError(f"{path} can't be read ({error}); run redraft prepare again") from None

@@ -1,0 +1,1 @@
+"""Changing text that is there already."""
