@@ -1,9 +1,9 @@
 """Trains redraft-tiny from the data to the model card, and rewrites every number that depends on its weights.
 
-    python recipes/release.py dialogues_sgd.jsonl.xz            everything: about two hours of two idle cores
+    python recipes/release.py dialogues_sgd.jsonl.xz            everything: about three hours of two idle cores
     python recipes/release.py dialogues_sgd.jsonl.xz --from measure     the numbers alone, of the shipped weights
 
-Stages: prepare, train, distill, polish, ship, measure. Each starts from what the ones before left in runs/; training
+Stages: prepare, train, edit, distill, ship, measure. Each starts from what the ones before left in runs/; training
 that was interrupted goes on from its last checkpoint. Nothing else should run on the machine while it measures.
 """
 
@@ -20,7 +20,12 @@ from redraft.training.ship import seal, ship
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src/redraft/models/redraft-tiny"
-STAGES = ("prepare", "train", "distill", "polish", "ship", "measure")
+TRAINING = {  # stage: recipe and run folder
+    "train": ("tiny.yaml", "runs/redraft-tiny"),
+    "edit": ("tiny-edit.yaml", "runs/redraft-tiny-edit"),
+    "distill": ("tiny-distill.yaml", "runs/redraft-tiny-distilled"),
+}
+STAGES = ("prepare", *TRAINING, "ship", "measure")
 
 
 def redraft(*arguments: str) -> list[str]:
@@ -48,10 +53,9 @@ def train(recipe: str, folder: str, overrides: list[str]) -> None:
 
 def measure() -> None:
     """Every number that depends on the weights: results, model card, plots, documents, the README's picture."""
-    stages = "runs/redraft-tiny", "runs/redraft-tiny-distilled", "runs/redraft-tiny-polished"
     (ROOT / "docs/images").mkdir(exist_ok=True)
-    trained = [stage for stage in stages if (ROOT / stage).exists()]
-    before = ["--before", trained[0]] if trained else []
+    trained = [folder for _, folder in TRAINING.values() if (ROOT / folder).exists()]
+    before = ["--before", trained[-2]] if len(trained) > 1 else []
     run(
         *(sys.executable, "-m", "redraft.evaluation.report", "docs/results.json", "--model", "redraft-tiny"),
         *("--tune", "--data", "runs/data/sgd", *before, *(["--runs", *trained] if trained else [])),
@@ -83,15 +87,12 @@ def main() -> None:
     if "prepare" in wanted:
         paths = [f"prepare.{part}.0.path={source}" for part in ("sources", "tests")]
         run(*redraft("prepare", "recipes/tiny.yaml", *(p for path in paths for p in ("--set", path))))
-    if "train" in wanted:
-        train("tiny.yaml", "runs/redraft-tiny", options.overrides)
-    if "distill" in wanted:
-        train("tiny-distill.yaml", "runs/redraft-tiny-distilled", options.overrides)
-    if "polish" in wanted:
-        train("tiny-polish.yaml", "runs/redraft-tiny-polished", options.overrides)
+    for stage, (recipe, folder) in TRAINING.items():
+        if stage in wanted:
+            train(recipe, folder, options.overrides)
     if "ship" in wanted:
         generation = json.loads((ROOT / "recipes/tiny-generation.json").read_text())
-        ship(ROOT / "runs/redraft-tiny-polished", MODEL, generation, ROOT / "runs/redraft-tiny", share=0.7)
+        ship(ROOT / TRAINING["distill"][1], MODEL, generation)
     if "measure" in wanted:
         measure()
 
