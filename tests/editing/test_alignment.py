@@ -111,6 +111,15 @@ def test_what_is_missing_moves_the_rest_to_its_own_null() -> None:
     assert align(before, singles(0, 50, 51, 52, *range(1, 8)), 4, NULL) is None
 
 
+def test_what_stays_never_moves_to_the_left() -> None:
+    """Into room that a shorter word leaves: what is missing further on must find room of its own."""
+    before, after = [[1, 2, 3], [4], [5], [6]], [[7], [4], [5], [50], [6]]
+    assert align(before, after, 8, NULL) is None
+    found = align(before, after, 8, NULL, 8)
+    assert found is not None
+    assert found[1].tolist() == [7, NULL, NULL, 4, 5, 50, 6, NULL]
+
+
 def test_a_change_across_the_cut_is_refused() -> None:
     before, after = [[1], [2], [3, 4], [5]], [[1], [2], [6, 7], [5]]
     assert align(before, after, 8, NULL, 3) is None

@@ -85,21 +85,23 @@ def _place(
 ) -> np.ndarray | None:
     """Segment by segment; segments are joined where a change spans them or one alone has no room."""
     target = noisy.copy()
+    if not blocks:
+        return target
+    lowest = _lowest(len(new), blocks, every)
     width = every + 1
     ends = [*range(width, len(noisy), width), len(noisy)]
     slot = taken = 0
-    blocks = list(blocks)
     for end in ends:
         # Tokens of `before` up to here; what is inserted on the border goes into this segment's null slot.
         border = end - end // width if end < len(noisy) else None
         if border is not None and any(b0 < border < b1 for b0, b1, _, _ in blocks):
             continue
-        upto = len(new) if border is None else _follow(border, blocks)
-        upto = min(upto, len(new))
-        if (old := noisy[slot:end]) is not None and np.array_equal(old[old != null_id], new[taken:upto]):
+        upto = len(new) if border is None else min(_follow(border, blocks), len(new))
+        old = noisy[slot:end]
+        if np.array_equal(old[old != null_id], new[taken:upto]):
             slot, taken = end, upto
             continue
-        placed = _least_change(old.tolist(), new[taken:upto].tolist(), null_id)
+        placed = _least_change(old.tolist(), new[taken:upto].tolist(), lowest[taken:upto] - slot, null_id)
         if placed is None:
             continue
         target[slot:end] = placed
@@ -107,27 +109,45 @@ def _place(
     return target if slot == len(noisy) and taken == len(new) else None
 
 
-def _least_change(old: list[int], new: list[int], null_id: int) -> list[int] | None:
-    """`new` and nulls in the slots of `old` such that the fewest slots change, and everything as far left as can be.
+def _lowest(count: int, blocks: Sequence[Block], every: int) -> np.ndarray:
+    """The leftmost slot that each token of `after` may have, int64 [count]: its own if it stays, that of the first one
+    that it replaces, or the slot behind the one that it is put after."""
+    own, shift = np.arange(count), 0
+    for b0, b1, a0, a1 in blocks:
+        own[a0:a1] = b0
+        shift += b1 - b0 - (a1 - a0)
+        own[a1:] = np.arange(a1, count) + shift
+    slots = own + own // every
+    for b0, b1, a0, a1 in blocks:
+        if b0 == b1 and b0:
+            slots[a0:a1] = b0 - 1 + (b0 - 1) // every + 1
+    return slots
+
+
+def _least_change(old: list[int], new: list[int], lowest: np.ndarray, null_id: int) -> list[int] | None:
+    """`new` and nulls in the slots of `old` such that the fewest slots change, and everything as far left as can be
+    without going below `lowest`.
 
     least[i][j]: changes in the slots from i on when they hold the tokens from j on; dynamic programming.
     """
     n, m = len(old), len(new)
     if m > n:
         return None
-    never = n + 1
+    floor, never = lowest.tolist(), n + 1
     least = [[never] * (m + 1) for _ in range(n)] + [[never] * m + [0]]
     for i in range(n - 1, -1, -1):
         here, below = least[i], least[i + 1]
         empty = old[i] != null_id
         for j in range(max(0, m - n + i), m + 1):
             cost = below[j] + empty
-            if j < m:
+            if j < m and i >= floor[j]:
                 cost = min(cost, below[j + 1] + (old[i] != new[j]))
             here[j] = cost
+    if least[0][0] >= never:
+        return None
     placed, j = [], 0
     for i in range(n):
-        if j < m and least[i][j] == least[i + 1][j + 1] + (old[i] != new[j]):
+        if j < m and i >= floor[j] and least[i][j] == least[i + 1][j + 1] + (old[i] != new[j]):
             placed.append(new[j])
             j += 1
         else:

@@ -8,6 +8,7 @@ target slots. A target of -1 is a slot behind the end of the text, locked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def lay_pairs(
     row: Row, corpus: EditCorpus, count: int, length: int, null_id: int, rng: np.random.Generator
 ) -> tuple[Canvases, np.ndarray]:
     """The row's canvases, `count` of them drawn evenly when there are more, and what they start from, int64
-    [count, length]. A canvas is used where all of its text is in the row."""
+    [count, length]. A canvas is used where all of its text is in the row; when there are fewer they come again, for
+    other noise: the room would be computed all the same."""
     found: list[tuple[int, int, np.ndarray, np.ndarray]] = []
     for number, piece in enumerate(row.pieces):
         anchors, noisy, target = corpus.canvases(piece.document, length)
@@ -68,6 +70,7 @@ def lay_pairs(
             found.append((number, int(anchors[i]) - piece.first, noisy[i], target[i]))
     if len(found) > count:
         found = [found[i] for i in np.sort(rng.choice(len(found), count, replace=False))]
+    found = list(islice(cycle(found), count))
     start = np.full((count, length), null_id, np.int64)
     goal = start.copy()
     owner, anchor = np.full(count, -1, np.int64), np.zeros(count, np.int64)

@@ -123,7 +123,8 @@ class Optimizer(Section):
 
 
 class CanvasShares(Section):
-    """Shares of `canvas` that one corpus of the mixture has otherwise; see Canvas."""
+    """Shares of `canvas` that one corpus of the mixture has otherwise; see Canvas. Of edits none count: their canvases
+    are given."""
 
     gap_share: Share | None = None
     insert_share: Share | None = None
