@@ -35,9 +35,11 @@ class About:
     language: str = "en"
     tags: tuple[str, ...] = ("diffusion", "text-diffusion", "redraft", "dialogue")
     recipe: str = (
-        "`recipes/release.py` in the redraft repository: tiny.yaml from scratch, tiny-distill.yaml (the canvas learns "
-        "the AR self's greedy continuations behind a draft token), tiny-polish.yaml (both, at a falling rate). The "
-        "shipped weights are 0.7 of the last stage's and 0.3 of the first one's; the draft token is the last stage's."
+        "`recipes/release.py` in the redraft repository: tiny.yaml from scratch, tiny-edit.yaml (dialogue goes on, and "
+        "canvases that start from text with errors, or from text that an instruction changes, join it), "
+        "tiny-distill.yaml (the canvas also learns the AR self's greedy continuations behind a draft token). The "
+        "stages above are what these weights went through: the first three made an earlier release, from whose weights "
+        "the others went on; in one go tiny.yaml takes the time of the first and the fourth together."
     )
 
 
