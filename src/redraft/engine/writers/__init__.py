@@ -4,8 +4,14 @@ file and one more line here."""
 from redraft.engine.writers.autoregressive import Autoregressive
 from redraft.engine.writers.base import Writer
 from redraft.engine.writers.diffusion import Diffusion
+from redraft.engine.writers.editing import Editing
 from redraft.engine.writers.verified import Verified
 
-WRITERS: dict[str, type[Writer]] = {"diffusion": Diffusion, "ar": Autoregressive, "verified": Verified}
+WRITERS: dict[str, type[Writer]] = {
+    "diffusion": Diffusion,
+    "ar": Autoregressive,
+    "verified": Verified,
+    "edit": Editing,
+}
 
-__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Verified", "Writer"]
+__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Editing", "Verified", "Writer"]
