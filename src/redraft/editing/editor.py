@@ -67,6 +67,8 @@ class Editor:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise RequestError(f"seed must be a whole number, not {self.seed!r}")
         if self.config.mask_token_id is None:
             raise RequestError(
                 "this model only writes from left to right (it has no mask token): it can't edit"

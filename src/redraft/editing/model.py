@@ -82,7 +82,7 @@ class Editable(ABC):
         if most is None:
             most = max(1, min(self.defaults.max_new_tokens, self.config.max_position_embeddings // 2))
         limits = Limits(min(slots, most), most, (stop,) if isinstance(stop, str) else tuple(stop))
-        each = [pins] if isinstance(pins, Mapping) else list(pins)
+        each = list(pins) if not isinstance(pins, Mapping) else [pins] if pins else []
         editor = self._editor(seed, context, sampling)
         done = fill(editor, parts, each, limits)
         return EditStream(self.name, self._open, done, lambda filled, stream: filling(parts, filled, stream))
@@ -119,7 +119,8 @@ class Editable(ABC):
         With an instruction the text is edited by it, within the spans if there are any. With spans alone (half-open
         offsets in code points), lines (first, last; from 1, both included) or a regex their text is written anew:
         strength is the share of their tokens that are opened (1: all), max_tokens the most slots that may be added to
-        a span. With neither the text is proofread: tokens that the model doubts are corrected.
+        each 16 tokens (None: as many as were opened). With neither the text is proofread: tokens that the model doubts
+        are corrected.
 
         threshold: from which probability of another token a token is revised (0.9, with an instruction 0.5); for a
         selection, from which a slot settles. steps: evaluations a window at most. context: what is read before
@@ -138,17 +139,21 @@ class Editable(ABC):
                 "strength is for a selection without instruction: give spans, lines or a regex"
             )
         strength = 1.0 if strength is None else strength
+        whole = isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens >= 1
+        if max_tokens is not None and not whole:
+            raise RequestError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise RequestError(f"strength must be a number above 0 and at most 1, not {strength!r}")
         if anew:
             editor = self._editor(seed, context, sampling | {"threshold": threshold, "steps": steps})
-            most = self.defaults.max_new_tokens if max_tokens is None else max_tokens
-            done = rewrite(editor, text, chosen, strength, most)
+            done = rewrite(editor, text, chosen, strength, max_tokens)
         else:
             editor = self._editor(seed, context, sampling)
             windows = Windows(editor, text, chosen or [(0, len(text))], instruction)
             usual = (0.9, 2) if instruction is None else (0.5, 4)
-            done = windows.edit(usual[0] if threshold is None else threshold, steps or usual[1])
+            done = windows.edit(
+                usual[0] if threshold is None else threshold, usual[1] if steps is None else steps
+            )
         return EditStream(self.name, self._open, done, lambda parts, stream: edited(text, parts, stream))
 
     @cached_property
@@ -175,4 +180,5 @@ class Editable(ABC):
 
 
 def drawn(seed: int | None) -> int:
+    """The seed, or one from the system's own randomness."""
     return int.from_bytes(os.urandom(4), "little") if seed is None else seed

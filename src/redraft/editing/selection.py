@@ -23,7 +23,8 @@ def rewrite(
     """Rewrites the spans (in order, disjoint) one after the other; each sees what became of those before it.
 
     strength: the share of a span's tokens that are opened, at least one; the others stand. most: slots that may be
-    added where a span needs more than it had. Returns what became of each token.
+    added to a window which needs more than it had; None: as many as were opened, and at least INSERTION. Returns what
+    became of each token.
     """
     parts: list[Part] = []
     done, at, offset = "", 0, 0  # the edited text up to `at`, which is byte `offset` of the original
@@ -44,7 +45,14 @@ class Selection:
     """One span: its tokens, those at the seams included, and what became of each."""
 
     def __init__(
-        self, editor: Editor, before: str, text: str, after: str, strength: float, most: int, sample: int
+        self,
+        editor: Editor,
+        before: str,
+        text: str,
+        after: str,
+        strength: float,
+        most: int | None,
+        sample: int,
     ) -> None:
         self._editor, self._before, self._after = editor, before, after
         self._text, self._most, self._sample = text, most, sample
@@ -125,12 +133,9 @@ class Selection:
         bounded = tokens.stop == len(self._tokens) or not self._opened[tokens.stop]
         opened = [slot for slot, token in enumerate(own) if token == OPEN]
         full = not (answer.canvases[0].tokens[opened] == editor.null).any()
-        return (
-            full
-            and bounded
-            and 2 * spare <= self._most
-            and len(prompt) + len(initial) + spare <= editor.limit
-        )
+        most = max(INSERTION, len(opened) - spare) if self._most is None else self._most
+        fits = 2 * spare <= most and len(initial) + spare <= editor.limit // 2
+        return full and bounded and fits
 
     def _slots(self, tokens: range, factor: int) -> list[tuple[int | None, int]]:
         """(the token of the slot, None for a spare one; the token that what stands there counts to). Behind each run

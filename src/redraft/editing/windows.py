@@ -50,10 +50,11 @@ class Windows:
         self._tokens, self._bytes, self._editable = _segments(editor, text, spans)
         self._out: list[list[int]] = [[token] for token in self._tokens]
         self._sure = [1.0] * len(self._tokens)
+        # Proofreading mends words, not the layout: line ends stand.
+        self._stands = [instruction is None and b"\n" in editor.pieces[token] for token in self._tokens]
         self._instruction: list[int] | None = None
         if instruction is not None:
-            edit = editor.pieces.tokenizer.special_id("<|edit|>")
-            self._assistant = editor.pieces.tokenizer.special_id("<|assistant|>")
+            edit, self._assistant = _marks(editor)
             self._instruction = [*editor.context, edit, *editor.pieces.encode(instruction + "\n")]
             if self._stretch() < WINDOW:
                 raise RequestError(
@@ -72,7 +73,8 @@ class Windows:
         return windows
 
     def _window(self, start: int, stop: int, free: int) -> Window:
-        """Tokens from `free` on are locked: they lie outside what may change."""
+        """Tokens up to `stop`, seen with some that follow. Those from `free` on are locked: they lie outside what may
+        change."""
         end = min(start + WINDOW, len(self._tokens))
         null, numbers = self._editor.null, np.arange(start, end)
         slots = with_nulls(numbers, EVERY, -1).tolist()
@@ -81,7 +83,8 @@ class Windows:
             slots.insert(committed, -1)
             committed += 1
         initial = tuple(null if at < 0 else self._tokens[at] for at in slots)
-        locked = tuple(at >= free for at in slots)
+        given = committed if stop == free else len(slots)
+        locked = tuple(slot >= given or (at >= 0 and self._stands[at]) for slot, at in enumerate(slots))
         sources: list[int] = []
         for at in slots[:committed]:
             sources.append(at if at >= 0 else sources[-1])
@@ -163,6 +166,16 @@ class Windows:
             Part(start, start + len(self._editor.pieces[token]), self._editor.pieces.join(out), sure)
             for start, token, out, sure in zip(self._bytes, self._tokens, self._out, self._sure, strict=True)
         ]
+
+
+def _marks(editor: Editor) -> tuple[int, int]:
+    """The tokens before an instruction and before the text that follows it. Raises RequestError for a model without."""
+    known = editor.pieces.tokenizer.special_ids
+    if "<|edit|>" not in known or "<|assistant|>" not in known:
+        raise RequestError(
+            "this model takes no instructions (its tokenizer has no <|edit|> token): proofread, or select a span"
+        )
+    return known["<|edit|>"], known["<|assistant|>"]
 
 
 def _segments(
