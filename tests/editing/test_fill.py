@@ -39,19 +39,16 @@ def test_a_gap_that_ends_full_is_filled_again_with_twice_the_slots(slots: int) -
     done = model.fill("Where", "", slots=slots, max_tokens=64)
     assert done.text == text
     assert done.finish_reason == "stop"
-    sizes = [canvas.count(MASK) for _, canvas in backend.seen]
     tried = [slots]
     while tried[-1] <= wanted:  # no null was left
         tried.append(2 * tried[-1])
-    assert list(dict.fromkeys(sizes)) == [size + 1 for size in tried] or list(dict.fromkeys(sizes)) == tried
+    assert [canvas.count(MASK) for _, canvas in backend.seen] == tried
 
 
 def test_a_gap_is_cut_at_its_most_slots_and_says_so() -> None:
-    model, _ = scripted(typist("abcdefghij" * 3))
+    model, _ = scripted(typist("qgz" * 9))
     done = model.fill("x", "", max_tokens=5)
-    assert (done.finish_reason, done.tokens) == ("length", 5 + (done.tokens - 5))
-    assert 5 <= len(done.text) <= 6
-    assert "abcdefghij".startswith(done.text[:5])
+    assert (done.finish_reason, done.tokens, done.text) == ("length", 5, "qgzqg")
 
 
 def test_the_end_of_an_answer_ends_an_open_gap_but_no_other() -> None:
@@ -126,9 +123,9 @@ def test_several_gaps_in_one_text_and_each_sees_the_others() -> None:
 
 def test_what_stops_a_gap() -> None:
     model, _ = scripted(typist("one. two. three"))
-    done = model.fill("Where ", "?", stop=". ", slots=32)
+    done = model.fill("Where", "?", stop=". ", slots=32)
     assert (done.text, done.finish_reason) == ("one", "stop")
-    assert done.full_text == "Where one?"
+    assert done.full_text == "Whereone?"
 
 
 def test_a_long_prefix_keeps_its_last_part_and_a_long_suffix_its_first() -> None:
@@ -137,7 +134,7 @@ def test_a_long_prefix_keeps_its_last_part_and_a_long_suffix_its_first() -> None
     done = model.fill(prefix, suffix, context=[{"role": "user", "content": "Hi"}])
     assert done.full_text == prefix + done.text + suffix
     context, canvas = backend.seen[0]
-    assert len(context) + len(canvas) == model.config.max_position_embeddings
+    assert 0 <= model.config.max_position_embeddings - len(context) - len(canvas) <= 2  # room for two seams
     head = model.tokenizer.render([{"role": "user", "content": "Hi"}]).tolist()
     assert context[: len(head)] == head
     assert done.prompt_tokens == len(context)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redraft.api import Model
 from redraft.engine import Commit
 from redraft.errors import RequestError
-from tests.editing.models import MASK, scripted, tokens, typist
+from tests.editing.models import MASK, scripted, typist
 
 
 def test_a_selected_word_is_written_anew() -> None:
@@ -25,24 +25,22 @@ def test_a_selected_word_is_written_anew() -> None:
     assert (text[hunk.start : hunk.end], hunk.after) == (hunk.before, hunk.after)
     assert done.text == text[: hunk.start] + hunk.after + text[hunk.end :]
     assert 0.9 < hunk.confidence < 1
-    assert done.nfe == len(backend.seen) == 1
+    assert done.nfe == len(backend.seen)
     assert done.time_to_first_hunk is not None
     assert "-" + text in done.diff()
     assert done.to_json()["hunks"][0]["before"] == hunk.before
 
 
 def test_a_selection_that_needs_more_room_gets_it_up_to_the_most() -> None:
-    text, longer = "I want xy.", "to fly to Zürich"
+    text, longer = "I want-xy!", "to fly to Zürich"
     model, _ = scripted(typist(longer))
-    assert model.edit(text, spans=[(7, 9)]).text == f"I want {longer}."
+    assert model.edit(text, spans=[(7, 9)]).text == f"I want-{longer}!"
     short = model.edit(text, spans=[(7, 9)], max_tokens=1).text
-    assert short.startswith("I want to")
-    assert short.endswith(".")
-    assert len(short) < len(longer) + 8
+    assert short == "I want-to fly!"
 
 
 def test_strength_is_the_share_that_is_opened_and_a_higher_one_opens_more_of_the_same() -> None:
-    text = "abcdefghijklmno" * 2
+    text = "qgz" * 10
     opened = []
     for strength in (0.01, 0.2, 0.5, 0.8, 1.0):
         model, _ = scripted(typist(""))
@@ -72,18 +70,16 @@ def test_several_spans_lines_and_matches() -> None:
     model, _ = scripted(typist("X"))
     assert model.edit("a-b-c", spans=[(4, 5), (0, 1)]).text == "X-b-X"
     assert model.edit("one\r\ntwo\r\nthree", lines=(2, 2)).text == "one\r\nX\r\nthree"
-    assert model.edit("q1w22", regex=r"\d+").text == "qXwX"
+    assert model.edit("q1g22", regex=r"\d+").text == "qXgX"
 
 
 def test_a_long_selection_goes_window_by_window() -> None:
-    text = "before " + "q" * 60 + " after"
+    text = "before:" + "q" * 60 + "!"
     model, backend = scripted(typist("b"))
     done = model.edit(text, spans=[(7, 67)])
-    assert done.text.startswith("before b")
-    assert done.text.endswith(" after")
-    assert "q" not in done.text
+    assert done.text == "before:bbbb!"
     assert all(canvas.count(MASK) <= 16 + 8 + 1 for _, canvas in backend.seen)
-    assert len(backend.seen) >= 4
+    assert len(backend.seen) == 4
 
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
@@ -142,13 +138,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("abc", {"strength": 0.5}, "strength is for a selection"),
     ("abc", {"spans": [(0, 1)], "strength": 0.0}, "strength must be a number above 0"),
     ("abc", {"spans": [(0, 1)], "strength": 1.5}, "strength must be a number above 0"),
+    ("abc", {"instruction": "polite", "spans": [(1, 1)]}, "the selection is empty"),
     ("abc", {"spans": [(0, 2), (1, 3)]}, "spans 0:2 and 1:3 overlap"),
     ("abc", {"spans": [(0, 4)]}, "span 0:4 is no part"),
     ("abc", {"lines": (2, 3)}, "lines 2:3 are no part"),
     ("abc", {"regex": "["}, "the regular expression '[' can't be read"),
     ("abc", {"spans": [(0, 1)], "max_tokens": 0}, "max_tokens must be a whole number"),
     ("abc", {"threshold": 2.0}, "edit_threshold must be a number"),
-    ("abc", {"steps": 0}, "edit_steps must be"),
+    ("abc", {"steps": 0}, "max_steps must be"),
     ("abc", {"instruction": "change " * 200}, "the instruction takes"),
     ("\ud800", {}, "the text isn't valid UTF-8"),
 ]
@@ -172,4 +169,3 @@ def test_seams_may_cut_a_word_in_the_middle() -> None:
             done = model.edit(text, spans=[(start, end)])
             assert done.text.startswith(text[:start])
             assert done.text.endswith(text[end:])
-            assert len(tokens(done.text)) >= 1

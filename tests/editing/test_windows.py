@@ -86,8 +86,9 @@ def test_a_text_longer_than_the_context_is_edited_whole(instruction: str | None)
     model, backend = scripted(corrector({one("q"): one("k"), one("x"): NULL}))
     done = model.edit(text, instruction)
     assert done.text == text.replace("q", "k")
-    for context, canvas in backend.seen[1:]:
-        assert len(context) >= 24
+    first = backend.seen[0][1]
+    for context, canvas in backend.seen:
+        assert len(context) >= 24 or canvas[-8:] == first[-8:]  # a stretch sees some text before it
         assert len(context) + len(canvas) <= 256
 
 
@@ -135,7 +136,8 @@ def test_whatever_a_network_doubts_the_hunks_say_all(
     random_model: Model, text: str, data: st.DataObject, threshold: float, seed: int
 ) -> None:
     instruction = data.draw(st.sampled_from([None, "make it 🙂"]))
-    start, end = sorted(data.draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
     spans = [(start, end)] if instruction else None
     done = random_model.edit(text, instruction, spans, threshold=threshold, seed=seed)
     if spans:

@@ -22,8 +22,15 @@ LAST = GivenCanvas((8, OPEN, 4), (False, False, True), 3, {1: (11, 12)})
 
 def asked(**changes: Any) -> Request:
     settings = SamplerSettings(canvas_length=7, max_steps=7, threshold=0.4)
-    fields: dict[str, Any] = {"sampler": settings, "ignore_eos": True, "banned": (EOS,), "seed": 3}
-    return Request(prompt(9), decode="edit", canvases=(FILL, PROOF, LAST), **(fields | changes))
+    fields: dict[str, Any] = {
+        "decode": "edit",
+        "canvases": (FILL, PROOF, LAST),
+        "sampler": settings,
+        "ignore_eos": True,
+        "banned": (EOS,),
+        "seed": 3,
+    }
+    return Request(prompt(9), **(fields | changes))
 
 
 def reference(on: TorchBackend, request: Request) -> tuple[list[tuple[int, ...]], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from redraft.cli.render import LiveView, Progress
+from redraft.cli.render import LiveView, Progress, Watcher
 from redraft.cli.terminal import Interruptible, is_terminal
 from redraft.engine.events import Commit, Step
 
@@ -50,11 +50,12 @@ def finish(stream: EditStream[Any], tokenizer: Tokenizer, live: bool) -> bool:
     """Runs a fill or an edit to its end, shown on a terminal if `live`; whether Ctrl-C ended it before."""
     progress = EditProgress(tokenizer)
     view = LiveView(progress, leave_text=False) if live and is_terminal(sys.stdout) else None
+    watchers: list[Watcher] = [progress, view] if view else [progress]
     try:
         with Interruptible() as stop:
             for event in stream:
                 progress.follow(stream.ask)
-                for watcher in (progress, *([view] if view else [])):
+                for watcher in watchers:
                     if isinstance(event, Step):
                         watcher.put_draft(event)
                     else:

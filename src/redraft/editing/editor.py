@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -123,17 +123,17 @@ class Editor:
         canvases: Sequence[GivenCanvas],
         sample: int,
         open_end: bool = False,
-        **sampler: object,
+        **sampler: Any,
     ) -> Request:
         """sampler: settings other than the editor's. open_end: whether the answer may end itself (EOS)."""
         ends = self.config.eos_token_ids
         banned = tuple(t for t in self.pieces.silent if t != self.null and not (open_end and t in ends))
         longest = max(len(canvas.initial) for canvas in canvases)
-        changes = {"max_steps": self.steps or longest, "canvas_length": longest} | sampler
+        changes: dict[str, Any] = {"max_steps": self.steps or longest, "canvas_length": longest} | sampler
         return Request(
             prompt=tuple(prompt) or (*ends[:1],),
             decode="edit",
-            sampler=replace(self.sampler, **changes),  # type: ignore[arg-type]
+            sampler=replace(self.sampler, **changes),
             max_tokens=max(1, sum(canvas.commit for canvas in canvases)),
             ignore_eos=not open_end,
             seed=self.seed,

@@ -16,7 +16,7 @@ from redraft.engine import OPEN, GivenCanvas
 from redraft.errors import RequestError
 from redraft.hub.tokenizer import check_text
 
-FIRST_SLOTS = 8
+FIRST_SLOTS = 4
 AHEAD = 4  # open slots that stand for a later gap on the canvas of this one
 Pins = Mapping[int, str]
 
@@ -62,7 +62,9 @@ def fill(editor: Editor, parts: Sequence[str], pins: Sequence[Pins], limits: Lim
         raise RequestError(f"pins are for {len(fixed)} gaps, and there are {len(parts) - 1}")
     for part in parts:
         check_text(part)
-    text, texts, ids, read, complete = parts[0], [], [], 0, True
+    texts: list[str] = []
+    ids: list[int] = []
+    text, read, complete = parts[0], 0, True
     for number in range(len(parts) - 1):
         gap = _Gap(editor, text, tuple(parts[number + 1 :]), fixed[number], limits, number)
         yield from gap.write()
@@ -116,7 +118,8 @@ class _Gap:
         self._pins, self._limits, self._sample = pins, limits, sample
         self._open_end = not any(after) and len(after) == 1
         self._tail, self._right = self._behind()
-        self.text, self.ids, self.read, self.complete = "", (), 0, False
+        self.text, self.read, self.complete = "", 0, False
+        self.ids: tuple[int, ...] = ()
 
     def _behind(self) -> tuple[list[int], Seam]:
         """The slots behind the gap, OPEN where later gaps are, and the seam between."""

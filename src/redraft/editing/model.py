@@ -149,6 +149,8 @@ class Editable(ABC):
             done = rewrite(editor, text, chosen, strength, max_tokens)
         else:
             editor = self._editor(seed, context, sampling)
+            if chosen and all(start == end for start, end in chosen):
+                raise RequestError("the selection is empty: an instruction needs text to change")
             windows = Windows(editor, text, chosen or [(0, len(text))], instruction)
             usual = (0.9, 2) if instruction is None else (0.5, 4)
             done = windows.edit(

@@ -18,7 +18,7 @@ INSERTION = 8  # open slots of an empty selection
 
 
 def rewrite(
-    editor: Editor, text: str, spans: Sequence[Span], strength: float, most: int
+    editor: Editor, text: str, spans: Sequence[Span], strength: float, most: int | None = None
 ) -> Steps[list[Part]]:
     """Rewrites the spans (in order, disjoint) one after the other; each sees what became of those before it.
 
