@@ -143,7 +143,7 @@ def test_a_long_prefix_keeps_its_last_part_and_a_long_suffix_its_first() -> None
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(TEXT, min_size=2, max_size=4), st.integers(0, 10**6))
 def test_the_text_around_gaps_comes_back_byte_for_byte(
     random_model: Model, parts: list[str], seed: int

@@ -85,7 +85,7 @@ def test_a_long_selection_goes_window_by_window() -> None:
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(TEXT, st.data(), st.floats(0.05, 1.0), st.integers(0, 10**6))
 def test_nothing_outside_the_spans_changes(
     random_model: Model, text: str, data: st.DataObject, strength: float, seed: int

@@ -130,7 +130,7 @@ def test_a_model_without_the_token_takes_no_instruction() -> None:
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(TEXT, st.data(), st.sampled_from([0.0, 0.02, 0.3]), st.integers(0, 10**6))
 def test_whatever_a_network_doubts_the_hunks_say_all(
     random_model: Model, text: str, data: st.DataObject, threshold: float, seed: int
