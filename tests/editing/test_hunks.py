@@ -60,6 +60,8 @@ def test_half_a_character_widens_the_hunk_and_broken_bytes_are_dropped() -> None
     assert text.encode()[1:3] == b"\xc3\xbc"
     assert hunks_of(text, [Part(2, 3, b"\xb6")]) == (Hunk(1, 2, "ü", "ö", 1.0),)
     assert hunks_of(text, [Part(2, 3, b"")]) == ()
+    assert hunks_of(text, [Part(2, 3, b"", lossy=True)]) == (Hunk(1, 2, "ü", "", 1.0),)
+    assert hunks_of(text, [Part(8, 12, b"\x9fok\xe2", lossy=True)]) == (Hunk(7, 8, "🙂", "ok", 1.0),)
     assert hunks_of(text, [Part(1, 2, b"\xc3"), Part(2, 3, b"\xa4", 0.25)]) == (Hunk(1, 2, "ü", "ä", 0.25),)
     both = hunks_of("éü", [Part(1, 2, b"\xa8", 0.5), Part(2, 3, b"\xc3"), Part(3, 4, b"\xb6", 0.75)])
     assert [(h.before, h.after, h.confidence) for h in both] == [("é", "è", 0.5), ("ü", "ö", 0.75)]

@@ -86,10 +86,9 @@ def test_a_text_longer_than_the_context_is_edited_whole(instruction: str | None)
     model, backend = scripted(corrector({one("q"): one("k"), one("x"): NULL}))
     done = model.edit(text, instruction)
     assert done.text == text.replace("q", "k")
-    first = backend.seen[0][1]
-    for context, canvas in backend.seen:
-        assert len(context) >= 24 or canvas[-8:] == first[-8:]  # a stretch sees some text before it
-        assert len(context) + len(canvas) <= 256
+    assert all(len(context) + len(canvas) <= 256 for context, canvas in backend.seen)
+    # Every stretch sees some text before it: all but the first window, in its passes.
+    assert sum(len(context) < 24 for context, _ in backend.seen) <= 2
 
 
 def test_windows_read_the_edited_text_before_them() -> None:
@@ -167,7 +166,7 @@ def test_the_last_frames_are_the_edit_and_it_comes_again(random_model: Model) ->
             assert tuple(t for t in shown if t != random_model.config.null_token_id) == event.tokens
             written += event.tokens
     data = b"".join(random_model.tokenizer.token_bytes(t) for t in written)
-    assert stream.result.hunks
+    assert data != text.encode()
     if data.decode("utf-8", "replace").encode() == data:  # no hunk was dropped
         assert stream.result.text == data.decode()
     again = random_model.edit(text, **options)

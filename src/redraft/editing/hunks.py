@@ -12,12 +12,14 @@ from typing import Any
 @dataclass(frozen=True)
 class Part:
     """Bytes start to end (half-open) of the original's UTF-8 and what stands in their place; probability: of the
-    least sure token in it."""
+    least sure token in it. lossy: bytes that are no character may be left out, as of a text that is written anew;
+    otherwise the change is left out."""
 
     start: int
     end: int
     after: bytes
     probability: float = 1.0
+    lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _lines(text: str) -> list[str]:
 
 def hunks_of(text: str, parts: Iterable[Part]) -> tuple[Hunk, ...]:
     """The changes that disjoint parts make, from left to right: neighbours joined, widened to whole characters. One
-    that would not be valid UTF-8 is left out: the text stays as it was there."""
+    that would not be valid UTF-8 is mended or left out (see Part.lossy)."""
     data = text.encode()
     found: list[Part] = []
     for part in sorted(parts, key=lambda p: (p.start, p.end)):
@@ -105,7 +107,8 @@ def apply(text: str, hunks: Sequence[Hunk]) -> str:
 def _joined(data: bytes, first: Part, second: Part) -> Part:
     between = data[first.end : second.start]
     after = first.after + between + second.after
-    return Part(first.start, second.end, after, min(first.probability, second.probability))
+    sure, lossy = min(first.probability, second.probability), first.lossy and second.lossy
+    return Part(first.start, second.end, after, sure, lossy)
 
 
 def _whole(data: bytes, part: Part) -> Part:
@@ -116,14 +119,14 @@ def _whole(data: bytes, part: Part) -> Part:
     while end < len(data) and data[end] & 0xC0 == 0x80:
         end += 1
     after = data[start : part.start] + part.after + data[part.end : end]
-    return Part(start, end, after, part.probability)
+    return Part(start, end, after, part.probability, part.lossy)
 
 
 def _hunk(data: bytes, part: Part, point: int) -> Hunk | None:
     """`point`: the code point at which the part starts. None when nothing changes or it is no text."""
     before = data[part.start : part.end].decode()
     try:
-        after = part.after.decode()
+        after = part.after.decode(errors="ignore" if part.lossy else "strict")
     except UnicodeDecodeError:
         return None
     if before == after:

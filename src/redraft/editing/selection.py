@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def rewrite(
         selection = Selection(editor, done, text[start:end], text[end:], strength, most, number)
         yield from selection.rewrite()
         own = selection.parts()
-        parts += [Part(p.start + offset, p.end + offset, p.after, p.probability) for p in own]
+        parts += [replace(p, start=p.start + offset, end=p.end + offset) for p in own]
         done += apply(text[start:end], hunks_of(text[start:end], own))
         offset += len(text[start:end].encode())
         at = end
@@ -192,6 +193,6 @@ class Selection:
                 after = after[: len(after) - len(self._right.held)]
             if number == 0:
                 after = after[len(self._left.held) :]
-            parts.append(Part(max(0, at), min(length, at + size), after, self._sure[number]))
+            parts.append(Part(max(0, at), min(length, at + size), after, self._sure[number], lossy=True))
             at += size
         return parts

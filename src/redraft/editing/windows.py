@@ -25,7 +25,7 @@ WINDOW = 28  # tokens of a window: 31 slots with their nulls
 STRIDE = (
     24  # of them are committed where the text goes on; the others are seen, and edited with the next window
 )
-OVERLAP = 32  # tokens that stretches of a text too long for the context share at either side
+OVERLAP = 32  # tokens, at most, that stretches of a text too long for the context share at either side
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Windows:
         if instruction is not None:
             edit, self._assistant = _marks(editor)
             self._instruction = [*editor.context, edit, *editor.pieces.encode(instruction + "\n")]
-            if self._stretch() < WINDOW:
-                raise RequestError(
-                    f"the instruction takes {len(self._instruction)} of the context's {editor.limit} tokens, which "
-                    "leaves no room for text: shorten it"
-                )
         self.windows = [w for start, stop in self._editable for w in self._over(start, stop)]
+        if self._instruction is not None and not self._fits(self.windows) and self._stretch() < WINDOW:
+            raise RequestError(
+                f"the instruction takes {len(self._instruction)} of the context's {editor.limit} tokens, which leaves "
+                "no room for text: shorten it"
+            )
 
     def _over(self, start: int, stop: int) -> list[Window]:
         """Windows over one editable run of tokens."""
@@ -124,27 +124,44 @@ class Windows:
             length += canvas.commit
         return batch
 
+    def _fits(self, windows: list[Window]) -> bool:
+        """Whether the context holds the instruction, the whole text, its edited part and the windows to come."""
+        assert self._instruction is not None
+        need = sum(w.canvas.commit for w in windows) + WINDOW + WINDOW // EVERY + 1
+        edited = len(self._edited(0, windows[0].start)) if windows else 0
+        return len(self._instruction) + 1 + len(self._tokens) + edited + need <= self._editor.limit
+
+    @property
+    def _overlap(self) -> int:
+        return min(OVERLAP, self._editor.limit // 16)
+
     def _stretch(self) -> int:
         """Tokens that are edited with an instruction at once where the text doesn't fit as a whole: they stand in
-        the context and, with their nulls, on canvases behind it, with OVERLAP tokens around."""
+        the context and, with their nulls, on canvases behind it, with some tokens around."""
         assert self._instruction is not None
-        room = self._editor.limit - len(self._instruction) - 1 - 3 * OVERLAP - 2 * (WINDOW + WINDOW // EVERY)
+        room = (
+            self._editor.limit
+            - len(self._instruction)
+            - 1
+            - 3 * self._overlap
+            - 2 * (WINDOW + WINDOW // EVERY)
+        )
         return room * EVERY // (2 * EVERY + 1)
 
     def _prompt(self, windows: list[Window]) -> tuple[list[int], int]:
         """What the next windows read, and the token before which they must start."""
         editor, start, count = self._editor, windows[0].start, len(self._tokens)
-        need = sum(w.canvas.commit for w in windows) + WINDOW + WINDOW // EVERY
         if self._instruction is None:
+            need = sum(w.canvas.commit for w in windows) + WINDOW + WINDOW // EVERY
             room = max(editor.limit // 2, editor.limit - need)
             return editor.prompt(self._edited(0, start), True, room), count
         first, last, until = 0, count, count
-        if len(self._instruction) + 1 + count + len(self._edited(0, start)) + need > editor.limit:
-            first, until = max(0, start - OVERLAP), start + self._stretch()
-            last = min(count, until + WINDOW + OVERLAP)
+        if not self._fits(windows):
+            first, until = max(0, start - self._overlap), start + self._stretch()
+            last = min(count, until + WINDOW + self._overlap)
         shown = [*self._instruction, *self._tokens[first:last], self._assistant]
         edited = self._edited(first, start)
-        return shown + edited[max(0, len(edited) - 2 * OVERLAP) if first else 0 :], until
+        return shown + edited[max(0, len(edited) - 2 * self._overlap) if first else 0 :], until
 
     def _edited(self, start: int, stop: int) -> list[int]:
         return [token for out in self._out[start:stop] for token in out]
