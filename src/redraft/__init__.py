@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redraft.api import Completion, Likelihood, Model, Stream, load
+    from redraft.api import Completion, Edit, EditStream, Filling, Likelihood, Model, Stream, load
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "Likelihood", "Model", "Stream", "__version__", "load"]
+__all__ = [
+    "Completion",
+    "Edit",
+    "EditStream",
+    "Filling",
+    "Likelihood",
+    "Model",
+    "Stream",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

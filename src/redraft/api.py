@@ -1,4 +1,4 @@
-"""The Python interface: load a model, let it write, ask it how likely it finds a text."""
+"""The Python interface: load a model, let it write, fill and edit, ask it how likely it finds a text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from typing import Any, Literal
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.editing.hunks import Edit
+from redraft.editing.model import Editable, drawn
+from redraft.editing.stream import EditStream, Filling
 from redraft.engine import Commit, Engine, Request, Step, Ticket
 from redraft.engine.adaptive import StepCosts
 from redraft.engine.backend import Backend
 from redraft.engine.backends import load_backend
+from redraft.engine.completion import Completion
 from redraft.engine.likelihood import likelihood
 from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL, GenerationDefaults, resolve
 from redraft.hub.tokenizer import Tokenizer
 from redraft.sampling import SamplerSettings
+
+__all__ = ["Completion", "Edit", "EditStream", "Filling", "Likelihood", "Model", "Prompt", "Stream", "load"]
 
 Prompt = str | list[dict[str, Any]] | np.ndarray
 
@@ -35,38 +41,6 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, backend: str = "a
     tokenizer = Tokenizer.load(folder.path)
     defaults = GenerationDefaults.load(folder.path)
     return Model(folder.name, load_backend(backend, folder.path), tokenizer, defaults)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. finish_reason: "stop" (end of answer or a stop string), "length", or "interrupted".
-
-    tokens: how many were committed, nulls and EOS not counted, token_ids themselves; prompt_tokens: the
-    prompt's. nfe: network evaluations after the prompt's own. seconds: wall time from the request to the last
-    commit, of which prefill_seconds for the prompt; time_to_first_draft: from the request to the first canvas
-    (or token) to be seen, None if there was none. tokens_per_second counts from the end of the prompt.
-    """
-
-    model: str
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    tokens: int
-    nfe: int
-    tokens_per_forward: float
-    seconds: float
-    prefill_seconds: float
-    time_to_first_draft: float | None
-    tokens_per_second: float
-    seed: int
-    decode: str
-    token_ids: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """What `redraft run --json` prints: all fields but token_ids."""
-        fields = dataclasses.asdict(self)
-        del fields["token_ids"]
-        return fields
 
 
 @dataclass(frozen=True)
@@ -85,7 +59,7 @@ class Likelihood:
         return dataclasses.asdict(self)
 
 
-class Model:
+class Model(Editable):
     """A network on a backend with its tokenizer. Several streams may run at once; they share every
     evaluation."""
 
@@ -179,7 +153,7 @@ class Model:
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
-            seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+            seed=drawn(seed),
         )
         request.check(self.config)
         return request
@@ -204,6 +178,9 @@ class Model:
         bound = likelihood(self.backend, ids, strata=strata, replicates=replicates, seed=seed)
         scored = sum(len(self.tokenizer.token_bytes(int(i))) for i in ids[1:])
         return Likelihood(bound.ar_nll, bound.nelbo, bound.nelbo_se, bound.tokens, scored)
+
+    def _open(self, request: Request) -> Stream:
+        return Stream(self, request)
 
     def _step_costs(self, values: dict[str, Any]) -> StepCosts | None:
         """With canvas_length "auto" the table to choose by, and in `values` what the first canvas takes and the most

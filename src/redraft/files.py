@@ -14,9 +14,9 @@ from redraft.errors import RedraftError
 MANIFEST = "manifest.json"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     """Writes next to `path`, flushes to disk, then renames: a reader sees the old file or the new, never a
-    part.
+    part. mode: the file's permissions, None for a new file's usual ones.
 
     Raises RedraftError (disk full, folder absent or not writable); the old file is then untouched.
     """
@@ -26,6 +26,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # as on a read-only disk; the first error is the one to tell

@@ -66,7 +66,7 @@ def test_alone_and_in_a_batch_the_same() -> None:
     [
         ({"check_ratio": 0.0}, "above 0"),
         ({"check_ratio": 1.5}, "at most 1"),
-        ({"check_ratio": 0.5, "decode": "verified"}, "for decode diffusion"),
+        ({"check_ratio": 0.5, "decode": "verified"}, "is for decode diffusion"),
         ({"check_ratio": 0.5, "locked": {0: 3}}, "with a check writes from left to right"),
     ],
 )

@@ -13,7 +13,7 @@ import typer
 import typer.core
 
 from redraft import __version__
-from redraft.cli import bench, chat, doctor, evaluate, models, prepare, run, train
+from redraft.cli import bench, chat, doctor, edit, evaluate, fill, models, prepare, run, train
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -45,6 +45,8 @@ app = typer.Typer(
 # heavy is imported before a verb runs: `redraft --help` is instant.
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("fill")(fill.fill)
+app.command("edit")(edit.edit)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)

@@ -126,3 +126,9 @@ def finite(flag: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not (math.isfinite(value) and low <= value <= high):
         span = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
         raise RequestError(f"{flag} must be a number {span}, not {value:g}")
+
+
+def editing_arguments(sampling: SamplingOptions, *names: str) -> dict[str, Any]:
+    """Keyword arguments for Model.fill_stream and edit_stream: those of both, and `names`."""
+    both = ("effort", "seed", "temperature", "top_p", "top_k", "threshold", "steps")
+    return {name: getattr(sampling, name) for name in (*both, *names)}

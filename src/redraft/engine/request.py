@@ -10,6 +10,7 @@ import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.adaptive import StepCosts
+from redraft.engine.given import GivenCanvas
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
 
@@ -27,6 +28,9 @@ class Request:
 
     locked, initial: the first canvas's given slots (slot: token) and its tokens at the start, instead of
     noise. max_canvases: the answer also ends (reason "length") after so many canvases.
+
+    canvases: for decode "edit" alone, which denoises these one after the other and ends. banned: tokens that may
+    never be chosen, such as role tokens in the middle of a text.
 
     step_costs: the length of each canvas after the first few evaluations follows how the last ones went and what a
     step of each length costs (engine.adaptive); None: as the sampler says.
@@ -61,6 +65,8 @@ class Request:
     locked: Mapping[int, int] = field(default_factory=dict)
     initial: tuple[int, ...] | None = None
     max_canvases: int | None = None
+    canvases: tuple[GivenCanvas, ...] = ()
+    banned: tuple[int, ...] = ()
     slide: int = 0
     sharp: bool | None = None
     step_costs: StepCosts | None = None
@@ -117,7 +123,7 @@ class Request:
             mask_id=mask,
             null_id=config.null_token_id,
             eos_ids=() if self.ignore_eos else tuple(eos),
-            banned=tuple(t for t in config.noise_token_ids if t != mask),
+            banned=(*(t for t in config.noise_token_ids if t != mask), *self.banned),
         )
 
     def _mask(self, config: DenoiserConfig) -> int | None:
@@ -137,14 +143,16 @@ class Request:
             raise RequestError(f"decode {self.decode!r} is unknown; one of {', '.join(WRITERS)}")
         if self.check_ratio is not None and self.decode != "diffusion":
             raise RequestError(
-                f"check_ratio is for decode diffusion; {self.decode} takes AR's own choices only"
+                f"check_ratio is for decode diffusion; decode {self.decode} has no canvases that it could check"
             )
-        ordered = self.decode != "diffusion" or self.drafts
+        ordered = self.decode == "ar" or self.drafts
         how = f"decode {self.decode}" + (" with a check" if self.check_ratio is not None else "")
         if ordered and config.layout != "causal_context":
             raise RequestError(f"{how} needs a model with causal context; this one is {config.layout}")
         if ordered and (self.locked or self.initial is not None):
             raise RequestError(f"{how} writes from left to right and can't keep given slots")
+        if bool(self.canvases) != (self.decode == "edit"):
+            raise RequestError("decode edit and given canvases go together: fill and edit make such requests")
         outside = [t for t in self.prompt if not 0 <= t < config.vocab_size]
         if outside:
             raise RequestError(f"the prompt holds token {outside[0]}; the vocabulary has {config.vocab_size}")
@@ -155,20 +163,39 @@ class Request:
             )
         if self.max_tokens is not None and self.max_tokens > limit:
             raise RequestError(f"max_tokens is {self.max_tokens}; the context holds {limit}")
+        if self.canvases:
+            self._check_canvases(config)
+            return
         slots = canvas_slots(config, self.sampler.canvas_length, len(self.prompt))
         if len(self.initial or ()) > slots:
             raise RequestError(
                 f"{len(self.initial or ())} tokens are given at the start; the canvas has {slots} slots"
             )
-        first = begin(
-            replace(self.sampler, canvas_length=slots),
-            self.vocabulary(config),
-            self.key,
-            0,
-            self.locked,
-            self.initial,
-        )
-        if first.finished:
+        self._begin(config, slots, self.locked, self.initial)
+
+    def _check_canvases(self, config: DenoiserConfig) -> None:
+        if config.layout == "block_causal":
+            raise RequestError("this model's canvases sit on a grid of blocks: it can't fill or edit")
+        end = len(self.prompt)
+        for given in self.canvases:
+            if end + len(given.initial) > config.max_position_embeddings:
+                raise RequestError(
+                    f"prompt and canvases take {end + len(given.initial)} tokens; the context holds "
+                    f"{config.max_position_embeddings}"
+                )
+            end += given.commit
+            self._begin(config, len(given.initial), given.locked_tokens, given.initial)
+
+    def _begin(
+        self,
+        config: DenoiserConfig,
+        slots: int,
+        locked: Mapping[int, int],
+        initial: tuple[int, ...] | None,
+    ) -> None:
+        """Raises RequestError when a canvas can't begin so, or has nothing to do."""
+        settings = replace(self.sampler, canvas_length=slots)
+        if begin(settings, self.vocabulary(config), self.key, 0, locked, initial).finished:
             raise RequestError("every slot is given: there is nothing to write")
 
 

@@ -180,13 +180,13 @@ def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = Non
     return _settle(canvas, reading, move, edited, best, unchanged)
 
 
-def outcome(canvas: Canvas) -> tuple[int, ...]:
-    """The canvas as output: settled tokens, the argmax where none is settled, nulls dropped, cut after the
-    first end of answer (included; a locked one doesn't end it). Slots still in noise and masks are never
-    output."""
+def outcome(canvas: Canvas, slots: int | None = None) -> tuple[int, ...]:
+    """The canvas (or its first `slots`) as output: settled tokens, the argmax where none is settled, nulls
+    dropped, cut after the first end of answer (included; a locked one doesn't end it). Slots still in noise and
+    masks are never output."""
     out: list[int] = []
     dropped = {canvas.vocabulary.mask_id, canvas.vocabulary.null_id}
-    for token, state in zip(canvas.shown.tolist(), canvas.state.tolist(), strict=True):
+    for token, state in zip(canvas.shown[:slots].tolist(), canvas.state[:slots].tolist(), strict=True):
         if state == SlotState.NOISE or token in dropped:
             continue
         out.append(token)

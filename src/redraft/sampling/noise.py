@@ -18,7 +18,7 @@ import numpy as np
 _WORD = (1 << 64) - 1
 # Uses of noise. A new one gets a new number; numbers are never given again, or seeds would change their
 # meaning.
-TOKEN, RENOISE, COIN, POSTERIOR, ORDER, TIME, REMASK = range(7)
+TOKEN, RENOISE, COIN, POSTERIOR, ORDER, TIME, REMASK, START = range(8)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def lay_pairs(
     for number, piece in enumerate(row.pieces):
         anchors, noisy, target = corpus.canvases(piece.document, length)
         ends = anchors + ((target != null_id) & (target != OUTSIDE)).sum(1)
-        for i in np.flatnonzero((anchors >= piece.first) & (ends <= piece.last)):
+        for i in np.flatnonzero((anchors >= piece.first) & (ends <= piece.last)).tolist():
             found.append((number, int(anchors[i]) - piece.first, noisy[i], target[i]))
     if len(found) > count:
         found = [found[i] for i in np.sort(rng.choice(len(found), count, replace=False))]
@@ -74,8 +74,8 @@ def lay_pairs(
     start = np.full((count, length), null_id, np.int64)
     goal = start.copy()
     owner, anchor = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-    for i, (number, at, noisy_slots, target_slots) in enumerate(found):
-        owner[i], anchor[i], start[i], goal[i] = number, at, noisy_slots, target_slots
+    for slot, (number, at, noisy_slots, target_slots) in enumerate(found):
+        owner[slot], anchor[slot], start[slot], goal[slot] = number, at, noisy_slots, target_slots
     locked = goal == OUTSIDE
     goal = np.where(locked, null_id, goal)
     return Canvases(goal, locked, owner, anchor, np.zeros(count, bool)), start

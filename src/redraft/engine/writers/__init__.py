@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 from redraft.engine.writers.autoregressive import Autoregressive
 from redraft.engine.writers.base import Writer
 from redraft.engine.writers.diffusion import Diffusion
+from redraft.engine.writers.editing import Editing
 from redraft.engine.writers.verified import Verified
 
 if TYPE_CHECKING:
     from redraft.engine.request import Request
 
-WRITERS: dict[str, type[Writer]] = {"diffusion": Diffusion, "ar": Autoregressive, "verified": Verified}
+WRITERS: dict[str, type[Writer]] = {
+    "diffusion": Diffusion,
+    "ar": Autoregressive,
+    "verified": Verified,
+    "edit": Editing,
+}
 
 
 def writer_of(request: Request) -> type[Writer]:
@@ -21,4 +27,4 @@ def writer_of(request: Request) -> type[Writer]:
     return Verified if request.drafts else WRITERS[request.decode]
 
 
-__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Verified", "Writer", "writer_of"]
+__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Editing", "Verified", "Writer", "writer_of"]

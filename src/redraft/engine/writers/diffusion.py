@@ -34,6 +34,7 @@ class Diffusion(Writer):
     _expected: np.ndarray | None = None
     _nulls_banned = False
     _given = False  # whether the canvas has locked slots
+    _allowed: np.ndarray | None = None  # bool [C, V]: what its slots may hold
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -97,7 +98,7 @@ class Diffusion(Writer):
             expected[head:] = _softmax(result.canvas)
             self._expected = expected
         before = self.canvas
-        self.canvas = advance(before, result.canvas)
+        self.canvas = advance(before, result.canvas, self._allowed)
         if self.request.step_costs is not None:
             self._history.append((int(before.open.sum()), int((self.canvas.settled & before.open).sum())))
             del self._history[:-RECENT]

@@ -1,0 +1,52 @@
+"""A canvas that a request brings along: what editing starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from redraft.errors import RequestError
+
+OPEN = -1  # an open slot of GivenCanvas.initial
+
+
+@dataclass(frozen=True)
+class GivenCanvas:
+    """initial: each slot's token at the start, OPEN where it is to be found. locked: slots that never change.
+    commit: how many leading slots join the context when the canvas has settled, the rest is looked at alone (text
+    behind a gap, the beginning of the next window). only: for some slots the tokens that they may hold. Raises
+    RequestError when these contradict one another."""
+
+    initial: tuple[int, ...]
+    locked: tuple[bool, ...]
+    commit: int
+    only: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        slots = len(self.initial)
+        if not slots or len(self.locked) != slots:
+            raise RequestError("a given canvas needs slots, and for each whether it is locked")
+        if any(token == OPEN and locked for token, locked in zip(self.initial, self.locked, strict=True)):
+            raise RequestError("an open slot can't be locked")
+        if not 0 <= self.commit <= slots:
+            raise RequestError(f"{self.commit} slots can't be committed of a canvas of {slots}")
+        if any(not 0 <= slot < slots or not tokens for slot, tokens in self.only.items()):
+            raise RequestError("a constraint must name a slot of the canvas and tokens for it")
+
+    @cached_property
+    def locked_tokens(self) -> dict[int, int]:
+        """slot: token of the locked slots."""
+        return {slot: self.initial[slot] for slot, locked in enumerate(self.locked) if locked}
+
+    def allowed(self, vocab_size: int) -> np.ndarray | None:
+        """bool [C, V]: what each slot may hold; None without constraints."""
+        if not self.only:
+            return None
+        allowed = np.ones((len(self.initial), vocab_size), dtype=bool)
+        for slot, tokens in self.only.items():
+            allowed[slot] = False
+            allowed[slot, list(tokens)] = True
+        return allowed

@@ -1,0 +1,138 @@
+"""A model folder with random weights that knows <|edit|>, and a network made of a function, whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from redraft.api import Model
+from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.backend import Pass, PassResult
+from redraft.hub import GenerationDefaults
+from redraft.hub.chat_template import ChatTemplate
+from redraft.hub.tokenizer import Tokenizer
+from tests.hub.conftest import TEMPLATE, byte_level
+
+FAST = byte_level(["<|edit|>"])
+IDS = {name: FAST.token_to_id(f"<|{name}|>") for name in ("eos", "user", "assistant", "mask", "null", "edit")}
+NULL, MASK = IDS["null"], IDS["mask"]
+SIZES: dict[str, Any] = {
+    "vocab_size": FAST.get_vocab_size(),
+    "mask_token_id": MASK,
+    "null_token_id": NULL,
+    "eos_token_ids": (IDS["eos"], IDS["user"]),
+}
+# Of a slot: its context's tokens, the canvas and which slots are locked -> the token of each slot, and how likely.
+Answers = Callable[[list[int], list[int], list[bool]], list[tuple[int, float]]]
+
+
+def write_editor(folder: Path, **changes: Any) -> Path:
+    """Context of 192 tokens; torch is loaded here alone."""
+    from redraft.denoiser import checkpoint
+    from tests.engine.models import network
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(network(3, 0.4, **(SIZES | changes)), folder)
+    FAST.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    defaults = {"canvas_length": 8, "threshold": 0.6, "max_new_tokens": 24, "temperature": 1.0}
+    (folder / "generation_config.json").write_text(json.dumps(defaults))
+    return folder
+
+
+class Clean:
+    """Implements engine.backend.Context."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def truncate(self, length: int) -> None:
+        del self.tokens[length:]
+
+
+class Scripted:
+    """Implements engine.backend.Backend by a function; `seen` keeps (context, canvas) of every canvas pass."""
+
+    name = "scripted"
+
+    def __init__(self, answers: Answers, **changes: Any) -> None:
+        self.config = DenoiserConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=8,
+            **(SIZES | {"max_position_embeddings": 256, "canvas_length": 16} | changes),
+        )
+        self._answers = answers
+        self.seen: list[tuple[list[int], list[int]]] = []
+
+    def new_context(self, capacity: int) -> Clean:
+        return Clean()
+
+    def forward(self, passes: Sequence[Pass]) -> list[PassResult]:
+        return [self._forward(p) for p in passes]
+
+    def _forward(self, p: Pass) -> PassResult:
+        assert isinstance(p.context, Clean)
+        p.context.tokens += p.encode.tolist()
+        size = self.config.vocab_size
+        rows = {"none": 0, "last": 1, "all": len(p.encode)}[p.encode_logits]
+        encoded = np.zeros((rows, size), np.float32)
+        if p.canvas is None:
+            return PassResult(encoded, None)
+        canvas = p.canvas.tolist()
+        assert p.context.length + len(canvas) <= self.config.max_position_embeddings
+        self.seen.append((list(p.context.tokens), canvas))
+        locked = [False] * len(canvas) if p.locked is None else p.locked.tolist()
+        chosen = self._answers(list(p.context.tokens), canvas, locked)
+        wanted = range(len(canvas)) if p.canvas_rows is None else p.canvas_rows.tolist()
+        logits = np.zeros((len(wanted), size), np.float32)
+        for row, slot in enumerate(wanted):
+            token, probability = chosen[slot]
+            # softmax of this and size - 1 zeros
+            logits[row, token] = np.log(probability * (size - 1) / (1 - probability))
+        return PassResult(encoded, logits)
+
+
+def scripted(answers: Answers, **changes: Any) -> tuple[Model, Scripted]:
+    backend = Scripted(answers, **changes)
+    defaults = GenerationDefaults(canvas_length=16, threshold=0.6, max_new_tokens=64)
+    return Model("scripted", backend, Tokenizer(FAST, ChatTemplate(TEMPLATE)), defaults), backend
+
+
+def tokens(text: str) -> list[int]:
+    return Tokenizer(FAST).encode(text).tolist()
+
+
+def typist(target: str, sure: float = 0.99) -> Answers:
+    """Open slots take `target`'s tokens in their order, then nulls; what stands is right."""
+
+    def answers(context: list[int], canvas: list[int], locked: list[bool]) -> list[tuple[int, float]]:
+        out, wanted = [], list(tokens(target))
+        for token, fixed in zip(canvas, locked, strict=True):
+            if token == MASK and not fixed:
+                out.append((wanted.pop(0) if wanted else NULL, sure))
+            else:
+                out.append((token, sure))
+        return out
+
+    return answers
+
+
+def corrector(table: dict[int, int], sure: float = 0.95) -> Answers:
+    """Tokens of the table become others (the null: deleted); all else is right."""
+
+    def answers(context: list[int], canvas: list[int], locked: list[bool]) -> list[tuple[int, float]]:
+        return [(table.get(token, token), sure) for token in canvas]
+
+    return answers

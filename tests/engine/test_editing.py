@@ -1,0 +1,149 @@
+"""decode "edit" against a loop over the uncached network: given canvases, what they commit and may hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from redraft.engine import OPEN, Commit, Engine, GivenCanvas, Request, Step
+from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.errors import RequestError
+from redraft.sampling import SamplerSettings, SlotVocabulary, advance, begin, outcome
+from tests.engine.models import EOS, MASK, NULL, VOCAB, backend, finish, prompt, run, token_bytes, told
+from tests.engine.test_torch_backend import uncached
+
+FILL = GivenCanvas((OPEN, OPEN, OPEN, 7, 9, OPEN, 3), (False,) * 3 + (True, True, False, True), 4)
+PROOF = GivenCanvas((5, 6, NULL, 7, 8, 9), (False, True, False, False, False, False), 4)
+LAST = GivenCanvas((8, OPEN, 4), (False, False, True), 3, {1: (11, 12)})
+
+
+def asked(**changes: Any) -> Request:
+    settings = SamplerSettings(canvas_length=7, max_steps=7, threshold=0.4)
+    fields: dict[str, Any] = {
+        "decode": "edit",
+        "canvases": (FILL, PROOF, LAST),
+        "sampler": settings,
+        "ignore_eos": True,
+        "banned": (EOS,),
+        "seed": 3,
+    }
+    return Request(prompt(9), **(fields | changes))
+
+
+def reference(on: TorchBackend, request: Request) -> tuple[list[tuple[int, ...]], int]:
+    """What each canvas commits, and the evaluations, by the shortest program: no cache, no early end."""
+    vocabulary = SlotVocabulary(VOCAB, MASK, NULL, (), (EOS,))
+    text, out, nfe = list(request.prompt), [], 0
+    for given in request.canvases:
+        settings = replace(request.sampler, canvas_length=len(given.initial))
+        position = len(text) - len(request.prompt)
+        canvas = begin(settings, vocabulary, request.key, position, given.locked_tokens, given.initial)
+        allowed = np.ones((len(given.initial), VOCAB), bool)
+        for slot, tokens in given.only.items():
+            allowed[slot] = np.isin(np.arange(VOCAB), tokens)
+        while not canvas.finished:
+            clean = np.array(text, np.int64)
+            logits = uncached(on, clean, canvas.tokens, np.array(given.locked), None)[1]
+            canvas = advance(canvas, logits, allowed)
+            nfe += 1
+        out.append(outcome(canvas, given.commit))
+        text += out[-1]
+    return out, nfe
+
+
+@pytest.mark.parametrize("edit_threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_given_canvases_come_out_as_on_the_uncached_network(
+    edit_threshold: float | None, temperature: float
+) -> None:
+    settings = SamplerSettings(
+        canvas_length=7,
+        max_steps=7,
+        threshold=0.4,
+        temperature=temperature,
+        edit_threshold=edit_threshold,
+        edit_steps=2,
+    )
+    canvases = (FILL, LAST) if edit_threshold is None else (FILL, PROOF, LAST)
+    request = asked(sampler=settings, canvases=canvases)
+    engine = Engine(backend(), token_bytes)
+    ticket = engine.submit(request)
+    events = finish(engine, [ticket])[ticket]
+    want, nfe = reference(backend(), request)
+    commits = [event for event in events if isinstance(event, Commit)]
+    assert [commit.tokens for commit in commits] == want
+    assert [commit.finish_reason for commit in commits] == [None] * (len(want) - 1) + ["stop"]
+    assert told(ticket)[3] <= nfe  # fewer where slots that are only looked at were still open
+    if edit_threshold is not None:
+        assert told(ticket)[3] == nfe
+    assert want[-1][0 if want[-1][0] in (11, 12) else 1] in (11, 12)
+
+
+def test_locked_slots_stand_and_the_last_frame_is_what_is_committed() -> None:
+    settings = SamplerSettings(canvas_length=7, max_steps=9, edit_threshold=0.0, edit_steps=3)
+    engine = Engine(backend(), token_bytes)
+    ticket = engine.submit(asked(sampler=settings))
+    frame: Step | None = None
+    for event in finish(engine, [ticket])[ticket]:
+        if isinstance(event, Step):
+            frame = event
+            given = (FILL, PROOF, LAST)[event.canvas]
+            assert {s: int(event.tokens[s]) for s in given.locked_tokens} == given.locked_tokens
+        else:
+            assert frame is not None
+            shown = frame.tokens[: (FILL, PROOF, LAST)[event.canvas].commit].tolist()
+            assert tuple(t for t in shown if t != NULL) == event.tokens
+            assert event.nfe == frame.nfe
+            assert EOS not in event.tokens
+
+
+def test_an_edit_is_the_same_alone_and_in_a_batch() -> None:
+    settings = SamplerSettings(canvas_length=7, max_steps=7, threshold=0.4, temperature=1.0)
+    requests = [asked(sampler=settings, seed=seed, canvases=(FILL, LAST)) for seed in range(5)]
+    alone = [told(run([request])[0]) for request in requests]
+    assert [told(ticket) for ticket in run(requests)] == alone
+    assert len({tokens for tokens, *_ in alone}) > 1
+
+
+def test_a_text_without_doubt_takes_one_evaluation_a_canvas() -> None:
+    settings = SamplerSettings(canvas_length=6, max_steps=2, edit_threshold=1.0, edit_steps=2)
+    ticket = run([asked(sampler=settings, canvases=(PROOF,) * 4)])[0]
+    tokens, reason, _, nfe = told(ticket)
+    assert (tokens, reason, nfe) == ((5, 6, 7) * 4, "stop", 4)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"canvases": ()}, "decode edit and given canvases go together"),
+    ({"decode": "diffusion"}, "decode edit and given canvases go together"),
+    ({"canvases": (PROOF,)}, "every slot is given"),
+    ({"canvases": (GivenCanvas((VOCAB, OPEN), (False, False), 2),)}, "a canvas needs at least one slot"),
+    (
+        {"canvases": (GivenCanvas((OPEN,) * 100, (False,) * 100, 100),) * 2},
+        "prompt and canvases take 209 tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), WRONG, ids=[line[:24] for _, line in WRONG])
+def test_requests_that_can_not_be(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(RequestError, match=line):
+        asked(**changes).check(backend().config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (((), (), 0), "needs slots"),
+        (((1, 2), (True,), 1), "needs slots"),
+        (((OPEN,), (True,), 1), "an open slot can't be locked"),
+        (((1, OPEN), (True, False), 3), "3 slots can't be committed"),
+        (((1, OPEN), (True, False), 2, {2: (1,)}), "a constraint must name a slot"),
+        (((1, OPEN), (True, False), 2, {1: ()}), "a constraint must name a slot"),
+    ],
+)
+def test_canvases_that_contradict_themselves(arguments: tuple[Any, ...], line: str) -> None:
+    with pytest.raises(RequestError, match=line):
+        GivenCanvas(*arguments)
