@@ -42,6 +42,9 @@ class Request:
     proposal and draft the next (which counts only if all of the first is right); "separate" spends two
     smaller ones; "auto" weighs it each time by what a row costs. row_cost: the cost of one more row in an
     evaluation, where a single row costs 1 (0.1 on two cores, near 0 on a GPU).
+
+    watched: False when nobody looks at the steps: the answer's events are its commits alone, and it comes a little
+    sooner.
     """
 
     prompt: tuple[int, ...]
@@ -62,6 +65,7 @@ class Request:
     draft_steps: int = 1
     draft_layout: str = "auto"
     row_cost: float = 0.1
+    watched: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(int(t) for t in self.prompt))

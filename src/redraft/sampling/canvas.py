@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Canvas:
     in nats. settled: accepted (given ones included). locked: never changes. live: up to the first settled end
     of the answer; what lies after it is dropped. position: output position of slot 0, which its noise depends
     on. chosen: output tokens before this canvas, for penalties. step: evaluations so far; clock and time:
-    where the reverse process is; opened: slots open at first; unchanged: for how many steps `shown` has
+    where the reverse process is; watched: whether anyone looks at the entropy, which else stays as it is where no rule
+    needs it; opened: slots open at first; unchanged: for how many steps `shown` has
     stayed the same; extra: steps begun with nothing open (token editing).
     """
 
@@ -52,6 +53,7 @@ class Canvas:
     locked: np.ndarray
     live: np.ndarray
     opened: int
+    watched: bool = True
     step: int = 0
     clock: int = 0
     time: float = 1.0
@@ -95,6 +97,7 @@ def begin(
     locked: Mapping[int, int] | None = None,
     initial: Sequence[int] | np.ndarray | None = None,
     chosen: Sequence[int] = (),
+    watched: bool = True,
 ) -> Canvas:
     """A canvas of settings.canvas_length slots (or as many as `initial` has) in noise.
 
@@ -103,6 +106,12 @@ def begin(
     and as x_t at time settings.start for the rules that follow time. Raises RequestError for slots or tokens
     that don't exist, and for masks in a vocabulary without one.
     """
+    before = tuple(int(token) for token in chosen) if settings.penalises else ()
+    if not locked and initial is None and settings.open_noise == "mask" and vocabulary.mask_id is not None:
+        blank = _blank(settings.canvas_length, vocabulary.mask_id, vocabulary.vocab_size)
+        return Canvas(
+            settings, vocabulary, key, position, before, **blank, watched=watched, time=settings.start
+        )
     if settings.open_noise == "mask" and vocabulary.mask_id is None:
         raise RequestError("this model has no mask token: choose renoise uniform (or corruption uniform)")
     length = settings.canvas_length if initial is None else len(initial)
@@ -132,7 +141,7 @@ def begin(
         vocabulary=vocabulary,
         key=key,
         position=position,
-        chosen=tuple(int(token) for token in chosen),
+        chosen=before,
         tokens=tokens,
         shown=tokens,
         state=state.astype(np.uint8),
@@ -142,10 +151,28 @@ def begin(
         locked=fixed,
         live=_live(tokens, settled, fixed, vocabulary),
         opened=int((~settled).sum()),
+        watched=watched,
         time=settings.start,
     )
     editable = settings.edit_threshold is not None and settings.edit_steps > 0 and not fixed.all()
     return canvas.after(finished=not canvas.any_open and not editable)
+
+
+@lru_cache(maxsize=64)
+def _blank(slots: int, mask: int, vocab_size: int) -> dict[str, Any]:
+    """The fields of a canvas of masks, which all canvases of that length share: nobody changes a canvas's arrays."""
+    nothing = np.zeros(slots, dtype=bool)
+    fields = {
+        "tokens": np.full(slots, mask, dtype=np.int64),
+        "state": np.zeros(slots, dtype=np.uint8),
+        "probability": np.zeros(slots, dtype=np.float32),
+        "entropy": np.full(slots, np.log(vocab_size), dtype=np.float32),
+        "settled": nothing,
+        "live": ~nothing,
+    }
+    for array in fields.values():
+        array.flags.writeable = False
+    return fields | {"shown": fields["tokens"], "locked": nothing, "opened": slots}
 
 
 def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) -> Canvas:

@@ -117,15 +117,16 @@ class Writer(ABC):
             )
         return self._sized
 
-    def step_event(self, canvas: Canvas) -> Step:
+    def step_event(self, canvas: Canvas, first: int = 0) -> Step:
+        """What the canvas shows from slot `first` on."""
         return Step(
             canvas=self.canvases,
             step=canvas.step,
             position=len(self.output.tokens),
-            tokens=canvas.shown,
-            state=canvas.state,
-            probability=canvas.probability,
-            entropy=canvas.entropy,
+            tokens=canvas.shown[first:],
+            state=canvas.state[first:],
+            probability=canvas.probability[first:],
+            entropy=canvas.entropy[first:],
             nfe=self.nfe,
         )
 

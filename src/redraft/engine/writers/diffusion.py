@@ -74,6 +74,7 @@ class Diffusion(Writer):
             locked=self.request.locked if first else None,
             initial=self.request.initial if first else None,
             chosen=self.output.tokens,
+            watched=self.request.watched,
         )
 
     def _length(self) -> int:
@@ -101,7 +102,7 @@ class Diffusion(Writer):
         if self.request.step_costs is not None:
             self._history.append((int(before.open.sum()), int((self.canvas.settled & before.open).sum())))
             del self._history[:-RECENT]
-        events: list[Event] = [self.step_event(self.canvas)]
+        events: list[Event] = [self.step_event(self.canvas)] if self.request.watched else []
         if self.canvas.finished or self._ended_early():
             events.append(self._finish())
         elif self._slides:
@@ -111,10 +112,12 @@ class Diffusion(Writer):
     @property
     def _slides(self) -> bool:
         """Whether settled slots may leave the canvas before the others: they must not change any more."""
+        if not self.request.slide:
+            return False
         sampler = self.request.sampler
         final = sampler.sticky and sampler.edit_threshold is None and sampler.remask is None
         free = not self.request.locked and self.request.initial is None
-        return bool(self.request.slide) and final and free and self.config.layout == "causal_context"
+        return final and free and self.config.layout == "causal_context"
 
     def _slide(self) -> list[Event]:
         """Commits the leading slots that have settled, if they are enough, and opens as many behind the rest: the next
@@ -139,6 +142,7 @@ class Diffusion(Writer):
             len(self.output.tokens),
             initial=initial,
             chosen=self.output.tokens,
+            watched=self.request.watched,
         )
         self.canvases += 1
         return [event]

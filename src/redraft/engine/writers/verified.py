@@ -28,6 +28,10 @@ class Verified(Writer):
     _chance = 1.0  # that all of the proposal is right
 
     @cached_property
+    def _special(self) -> tuple[int, ...]:
+        return self.config.special_slot_ids
+
+    @cached_property
     def _draft_settings(self) -> SamplerSettings:
         return replace(
             self.request.sampler,
@@ -65,8 +69,10 @@ class Verified(Writer):
             return None
         settings = self.resized(self._draft_settings, slots)
         position = len(self.output.tokens) + len(self._proposal)
-        chosen = [*self.output.tokens, *self._proposal]
-        return begin(settings, self.vocabulary, request.key, position, chosen=chosen)
+        chosen = [*self.output.tokens, *self._proposal] if settings.penalises else ()
+        return begin(
+            settings, self.vocabulary, request.key, position, chosen=chosen, watched=request.watched
+        )
 
     def after_pass(self, result: PassResult) -> list[Event]:
         events: list[Event] = []
@@ -77,7 +83,8 @@ class Verified(Writer):
         if self.canvas is not None:
             assert result.canvas is not None
             self.canvas = advance(self.canvas, result.canvas)
-            events.append(self._draft_event(self.canvas))
+            if self.request.watched:
+                events.append(self._draft_event(self.canvas))
             if self.canvas.finished:
                 self._proposal = self._proposed(self.canvas)
                 self.canvas = None
@@ -93,7 +100,7 @@ class Verified(Writer):
         for token, probability in zip(
             canvas.shown[1:].tolist(), canvas.probability[1:].tolist(), strict=True
         ):
-            if token in self.config.special_slot_ids:
+            if token in self._special:
                 continue
             chance *= probability
             if token in self.vocabulary.eos_ids or chance < least:
@@ -112,22 +119,16 @@ class Verified(Writer):
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
-        step = self.step_event(canvas)
-        return replace(
-            step,
-            tokens=step.tokens[1:],
-            state=step.state[1:],
-            probability=step.probability[1:],
-            entropy=step.entropy[1:],
-        )
+        return self.step_event(canvas, 1)
 
     def _verify(self, logits: np.ndarray) -> Event:
         """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on
         it."""
+        sampler, vocabulary, key, held = self.request.sampler, self.vocabulary, self.request.key, self.output.tokens
         chosen: list[int] = []
         for row, guess in zip(logits, (*self._proposal, None), strict=True):
-            before = self.output.tokens + chosen
-            token = choose(row, self.request.sampler, self.vocabulary, self.request.key, len(before), before)
+            before = held + chosen if sampler.penalises else ()
+            token = choose(row, sampler, vocabulary, key, len(held) + len(chosen), before)
             chosen.append(token)
             if token != guess:
                 break
