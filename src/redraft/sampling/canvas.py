@@ -36,7 +36,7 @@ class Canvas:
     on. chosen: output tokens before this canvas, for penalties. step: evaluations so far; clock and time:
     where the reverse process is; watched: whether anyone looks at the entropy, which else stays as it is where no rule
     needs it; opened: slots open at first; unchanged: for how many steps `shown` has
-    stayed the same; extra: steps begun with nothing open (token editing).
+    stayed the same, where a rule asks for it; extra: steps begun with nothing open (token editing).
     """
 
     settings: SamplerSettings
@@ -186,9 +186,11 @@ def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = Non
         return canvas
     settings = canvas.settings
     reading = read(canvas, logits, allowed)
-    best = np.where(canvas.settled, canvas.tokens, reading.best)
-    same = canvas.step > 0 and np.array_equal(best, canvas.shown)
-    unchanged = canvas.unchanged + 1 if same else 0
+    best, unchanged = reading.best, 0
+    if settings.edit_threshold is not None:  # settled slots were read too
+        best = np.where(canvas.settled, canvas.tokens, best)
+    if settings.needs_entropy and canvas.step > 0 and np.array_equal(best, canvas.shown):
+        unchanged = canvas.unchanged + 1
     last = canvas.step + 1 >= settings.max_steps or _converged(canvas, reading, unchanged)
 
     if not canvas.any_open:  # only token editing goes on
@@ -296,6 +298,8 @@ def _settle(
 ) -> Canvas:
     """After a step whose acceptance sticks, or the last step of any rule."""
     settings, vocabulary, step = canvas.settings, canvas.vocabulary, canvas.step + 1
+    if edited is None and settings.remask is None and settings.sticky and settings.open_noise == "mask":
+        return _settle_for_good(canvas, reading, move, best)
     settled, taken = move.settled, canvas.settled & ~move.settled
     tokens, revised, probability = move.tokens, taken, reading.probability
     if edited is not None:
@@ -334,6 +338,31 @@ def _settle(
         unchanged=unchanged,
         extra=extra,
         finished=done and bool((settled | ~live).all()),
+    )
+
+
+def _settle_for_good(canvas: Canvas, reading: Reading, move: reverse.Move, best: np.ndarray) -> Canvas:
+    """`_settle` where nothing that has settled changes any more and open slots keep their mask: a few operations on
+    arrays of a few slots, each of which takes as long as hundreds of slots would."""
+    settled, tokens, live = move.settled, move.tokens, canvas.live
+    state = _UNSETTLED[settled.view(np.uint8)]
+    state[settled & ~canvas.settled] = SlotState.NEW
+    if canvas.locked.any():
+        state[canvas.locked] = SlotState.LOCKED
+    if not canvas.vocabulary.eos.isdisjoint(tokens.tolist()):
+        live = _live(tokens, settled, canvas.locked, canvas.vocabulary)
+    return canvas.after(
+        tokens=tokens,
+        shown=np.where(settled, tokens, best),
+        state=state,
+        probability=reading.probability,
+        entropy=reading.entropy,
+        settled=settled,
+        live=live,
+        step=canvas.step + 1,
+        clock=move.clock,
+        time=move.time,
+        finished=bool((settled | ~live).all()),
     )
 
 

@@ -210,6 +210,7 @@ class SlotVocabulary:
     banned: tuple[int, ...] = ()
     never: tuple[int, ...] = field(init=False, repr=False)
     never_text: tuple[int, ...] = field(init=False, repr=False)
+    eos: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _count("vocab_size", self.vocab_size, 2)
@@ -220,6 +221,7 @@ class SlotVocabulary:
         object.__setattr__(self, "never", never)
         null = () if self.null_id is None else (self.null_id,)
         object.__setattr__(self, "never_text", (*never, *null))
+        object.__setattr__(self, "eos", frozenset(self.eos_ids))
         for token in (*never, *null, *self.eos_ids):
             inside = isinstance(token, int) and 0 <= token < self.vocab_size
             _require(inside, f"token {token!r} lies outside the vocabulary of {self.vocab_size}")
