@@ -98,15 +98,15 @@ class OnnxBackend:
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        graph, wanted = build_graph(config, precision)
+        graph = build_graph(config, precision)
         self._least_rows = LEAST_GRID_ROWS if exact else 1
-        self._input_names = {i.name for i in graph.graph.input}
+        self._input_names = graph.inputs
         self._weights = prepare(
-            config, tensors, wanted, source
+            config, tensors, graph.weights, source
         )  # onnxruntime reads this memory: it must stay
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(graph.SerializeToString(), self._weights, spinning)
+        self._sessions = Sessions(graph.data, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
         self._runners: dict[int, Runner] = {}
         self._runner(1)  # what is wrong with the weights shows now

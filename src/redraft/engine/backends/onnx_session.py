@@ -38,7 +38,7 @@ class Inputs:
     Small ones are kept by shape: a canvas's wanted rows become fewer with every step, and with the next canvas many.
     """
 
-    def __init__(self, binding: Any, names: set[str]) -> None:
+    def __init__(self, binding: Any, names: frozenset[str]) -> None:
         self._binding, self._names = binding, names
         self._bound: dict[str, np.ndarray] = {}
         self._kept: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, Any]] = {}
@@ -84,7 +84,7 @@ class Sessions:
 class Runner:
     """A session, what is bound to it, and which calls the bound arrays were written for."""
 
-    def __init__(self, session: Any, names: set[str]) -> None:
+    def __init__(self, session: Any, names: frozenset[str]) -> None:
         self.session, self.binding = session, session.io_binding()
         self.inputs = Inputs(self.binding, names)
         self.view: Any = None
