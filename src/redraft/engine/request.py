@@ -12,6 +12,7 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.adaptive import StepCosts
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
+from redraft.sampling.grammar import Allow
 
 DRAFT_LAYOUTS = ("auto", "strided", "separate")
 
@@ -43,6 +44,9 @@ class Request:
     smaller ones; "auto" weighs it each time by what a row costs. row_cost: the cost of one more row in an
     evaluation, where a single row costs 1 (0.1 on two cores, near 0 on a GPU).
 
+    allow: a grammar, from the tokens of the answer so far to those that may come next, bool [V]; called again and
+    again with the same beginnings. A canvas then settles from left to right, several tokens a step.
+
     watched: False when nobody looks at the steps: the answer's events are its commits alone, and it comes a little
     sooner.
     """
@@ -66,6 +70,7 @@ class Request:
     draft_layout: str = "auto"
     row_cost: float = 0.1
     watched: bool = True
+    allow: Allow | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(int(t) for t in self.prompt))
@@ -130,6 +135,15 @@ class Request:
             )
         if self.decode != "diffusion" and (self.locked or self.initial is not None):
             raise RequestError(f"decode {self.decode} writes from left to right and can't keep given slots")
+        if self.allow is not None and (self.locked or self.initial is not None):
+            raise RequestError(
+                "a grammar can't be kept around given slots: leave out allow, or locked and initial"
+            )
+        if self.allow is not None and self.decode == "diffusion" and not self.sampler.follows_grammars:
+            raise RequestError(
+                "a grammar needs tokens that stay once accepted: use accept threshold, quota or entropy_bound with "
+                "renoise mask, and neither edit_threshold nor remask"
+            )
         outside = [t for t in self.prompt if not 0 <= t < config.vocab_size]
         if outside:
             raise RequestError(f"the prompt holds token {outside[0]}; the vocabulary has {config.vocab_size}")

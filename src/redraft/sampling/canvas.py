@@ -15,6 +15,7 @@ import numpy as np
 
 from redraft.errors import RequestError
 from redraft.sampling import accept, reverse, revise
+from redraft.sampling.grammar import Allow, first_allowed, in_order
 from redraft.sampling.noise import NoiseKey, random_tokens
 from redraft.sampling.reading import Reading, is_one_of, read
 from redraft.sampling.settings import SamplerSettings, SlotVocabulary
@@ -162,7 +163,7 @@ def begin(
 def _blank(slots: int, mask: int, vocab_size: int) -> dict[str, Any]:
     """The fields of a canvas of masks, which all canvases of that length share: nobody changes a canvas's arrays."""
     nothing = np.zeros(slots, dtype=bool)
-    fields = {
+    fields: dict[str, np.ndarray] = {
         "tokens": np.full(slots, mask, dtype=np.int64),
         "state": np.zeros(slots, dtype=np.uint8),
         "probability": np.zeros(slots, dtype=np.float32),
@@ -175,16 +176,21 @@ def _blank(slots: int, mask: int, vocab_size: int) -> dict[str, Any]:
     return fields | {"shown": fields["tokens"], "locked": nothing, "opened": slots}
 
 
-def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) -> Canvas:
+def advance(
+    canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None, allow: Allow | None = None
+) -> Canvas:
     """The canvas after one denoising step; a finished canvas stays as it is.
 
-    logits: float32 [C, V], or [k, V] with the rows that `wanted(canvas)` names. allowed: tokens a grammar
-    permits, bool [V] or [C, V]. Raises RedraftError for logits of a wrong shape or that are not finite
-    numbers.
+    logits: float32 [C, V], or [k, V] with the rows that `wanted(canvas)` names. allowed: permitted tokens, bool [V] or
+    [C, V]. allow: a grammar instead, from the tokens of the canvas before a slot to those that may stand in it
+    (grammar.py), for settings that `follows_grammars`. Raises RedraftError for logits of a wrong shape or that are not
+    finite numbers.
     """
     if canvas.finished:
         return canvas
     settings = canvas.settings
+    if allow is not None:
+        allowed = first_allowed(canvas, allow)
     reading = read(canvas, logits, allowed)
     best, unchanged = reading.best, 0
     if settings.edit_threshold is not None:  # settled slots were read too
@@ -198,7 +204,7 @@ def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = Non
     elif settings.accept in reverse.RULES:
         move = reverse.RULES[settings.accept](canvas, reading, last)
     else:
-        move = _accept(canvas, reading, last)
+        move = _accept(canvas, reading, last, allow)
     edited = revise.edits(canvas, reading)
     if (
         last and edited is not None
@@ -224,7 +230,7 @@ def outcome(canvas: Canvas) -> tuple[int, ...]:
     return tuple(out)
 
 
-def _accept(canvas: Canvas, reading: Reading, last: bool) -> reverse.Move:
+def _accept(canvas: Canvas, reading: Reading, last: bool, allow: Allow | None) -> reverse.Move:
     """One step of a confidence rule, with ReMDM's remasking on the rule's timetable."""
     settings = canvas.settings
     sticky = settings.sticky
@@ -242,6 +248,8 @@ def _accept(canvas: Canvas, reading: Reading, last: bool) -> reverse.Move:
         given = canvas.settled & ~canvas.locked
         share = revise.remask_share(settings, given, canvas.probability, before, float(survival(time).alpha))
         kept = kept & ~revise.taken_back(canvas, given, share, canvas.step)
+    if allow is not None:
+        accepted = in_order(canvas, accepted, reading.choice, allow)
     # where acceptance does not stick, the argmax is written at the end, never a token sampled on the way
     source = reading.choice if sticky or not last else reading.best
     tokens = np.where(accepted, source, canvas.tokens)

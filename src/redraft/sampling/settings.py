@@ -183,6 +183,12 @@ class SamplerSettings(WarpSettings):
         return self.renoise
 
     @property
+    def follows_grammars(self) -> bool:
+        """Whether what has settled stays, so that what comes after can be judged by it."""
+        stays = self.edit_threshold is None and self.remask is None
+        return self.sticky and stays and self.accept in confidence_rules.RULES
+
+    @property
     def needs_entropy(self) -> bool:
         """Whether the entropy of a slot decides anything; otherwise it is there to be looked at."""
         stops = self.confident_entropy is not None or not self.sticky

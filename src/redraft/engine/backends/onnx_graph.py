@@ -293,7 +293,7 @@ def build_graph(
     w = _Writer(precision)
     _network(w, config)
     inputs = _inputs(config)
-    outputs = {"logits": ("float32", [1, "R", config.vocab_size])}
+    outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
     outputs |= {f"{name}.next": _cache(config) for name in cache_names(config)}
     weights = list(w.weights.values())
     absent = {"location": "weights"}

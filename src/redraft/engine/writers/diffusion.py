@@ -4,6 +4,7 @@ first step."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.adaptive import RECENT, Evaluation, choose_length
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.writers.base import Event, Writer, prefill_length
-from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wanted
+from redraft.sampling import Canvas, SamplerSettings, SlotVocabulary, advance, begin, outcome, wanted
+from redraft.sampling.grammar import Allow
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -77,6 +79,18 @@ class Diffusion(Writer):
             watched=self.request.watched,
         )
 
+    @cached_property
+    def _allow(self) -> Allow | None:
+        """The request's grammar as a canvas asks it: from the canvas's own tokens."""
+        allow = self.request.allow
+        return None if allow is None else lambda tokens: allow(self.output.tokens + tokens)
+
+    def resized(self, settings: SamplerSettings, slots: int) -> SamplerSettings:
+        """Under a grammar a step may settle a single slot, so that there must be as many."""
+        if self.request.allow is not None and settings.max_steps < slots:
+            settings = replace(settings, max_steps=slots)
+        return super().resized(settings, slots)
+
     def _length(self) -> int:
         """Slots that the next canvas should have."""
         usual, costs = self.request.sampler.canvas_length, self.request.step_costs
@@ -98,7 +112,7 @@ class Diffusion(Writer):
             expected[head:] = _softmax(result.canvas)
             self._expected = expected
         before = self.canvas
-        self.canvas = advance(before, result.canvas)
+        self.canvas = advance(before, result.canvas, allow=self._allow)
         if self.request.step_costs is not None:
             self._history.append((int(before.open.sum()), int((self.canvas.settled & before.open).sum())))
             del self._history[:-RECENT]

@@ -144,8 +144,10 @@ class Verified(Writer):
         )
         chosen: list[int] = []
         for row, guess in zip(logits, (*self._proposal, None), strict=True):
-            before = held + chosen if sampler.penalises else ()
-            token = choose(row, sampler, vocabulary, key, len(held) + len(chosen), before)
+            before = held + chosen if sampler.penalises or self.request.allow is not None else []
+            token = choose(
+                row, sampler, vocabulary, key, len(held) + len(chosen), before, self.allowed(before)
+            )
             chosen.append(token)
             if token != guess:
                 break
