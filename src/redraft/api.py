@@ -84,7 +84,7 @@ class Model(Editable):
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """The whole answer; options as for `request`."""
-        stream = self.stream(prompt, **options)
+        stream = Stream(self, dataclasses.replace(self.request(prompt, **options), watched=False))
         for _ in stream:
             pass
         return stream.completion

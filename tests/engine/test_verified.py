@@ -76,8 +76,8 @@ def test_proposals_that_are_right_save_evaluations() -> None:
     answer = told(run([request])[0])[0]
 
     class Oracle(Verified):
-        def _proposed(self, canvas: Any) -> tuple[int, ...]:
-            return answer[len(self.output.tokens) :][: len(canvas.tokens) - 1]
+        def _proposed(self, shown: np.ndarray, probability: np.ndarray) -> tuple[int, ...]:
+            return answer[len(self.output.tokens) :][: len(shown) - 1]
 
     context = backend().new_context(64)
     writer = Oracle(

@@ -13,6 +13,7 @@ from redraft.engine.adaptive import StepCosts
 from redraft.engine.given import GivenCanvas
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
+from redraft.sampling.grammar import Allow
 
 DRAFT_LAYOUTS = ("auto", "strided", "separate")
 
@@ -51,6 +52,12 @@ class Request:
     token stands where it has at least this share of the probability of AR's own choice, else AR's choice takes its
     place and what lies behind is written anew. It is "verified" with a tolerance, and uses its settings; None: what
     has settled is committed.
+
+    allow: a grammar, from the tokens of the answer so far to those that may come next, bool [V]; called again and
+    again with the same beginnings. A canvas then settles from left to right, several tokens a step.
+
+    watched: False when nobody looks at the steps: the answer's events are its commits alone, and it comes a little
+    sooner.
     """
 
     prompt: tuple[int, ...]
@@ -74,6 +81,8 @@ class Request:
     draft_layout: str = "auto"
     row_cost: float = 0.03
     check_ratio: float | None = None
+    watched: bool = True
+    allow: Allow | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(int(t) for t in self.prompt))
@@ -153,6 +162,7 @@ class Request:
             raise RequestError(f"{how} writes from left to right and can't keep given slots")
         if bool(self.canvases) != (self.decode == "edit"):
             raise RequestError("decode edit and given canvases go together: fill and edit make such requests")
+        self._check_grammar()
         outside = [t for t in self.prompt if not 0 <= t < config.vocab_size]
         if outside:
             raise RequestError(f"the prompt holds token {outside[0]}; the vocabulary has {config.vocab_size}")
@@ -197,6 +207,19 @@ class Request:
         settings = replace(self.sampler, canvas_length=slots)
         if begin(settings, self.vocabulary(config), self.key, 0, locked, initial).finished:
             raise RequestError("every slot is given: there is nothing to write")
+
+    def _check_grammar(self) -> None:
+        if self.allow is None:
+            return
+        if self.locked or self.initial is not None or self.canvases:
+            raise RequestError(
+                "a grammar can't be kept around given slots: leave out allow, or locked and initial"
+            )
+        if self.decode == "diffusion" and not self.drafts and not self.sampler.follows_grammars:
+            raise RequestError(
+                "a grammar needs tokens that stay once accepted: use accept threshold, quota or entropy_bound with "
+                "renoise mask, and neither edit_threshold nor remask"
+            )
 
 
 def _is_whole(value: object) -> bool:

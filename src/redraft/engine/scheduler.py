@@ -148,6 +148,8 @@ class Engine:
             for event in brought:
                 events.append((ticket, event))
                 ticket.saw(event)
+            if ticket.first_draft is None and writer.nfe:  # a step that nobody watches
+                ticket.first_draft = time.perf_counter()
             if ticket.prompt_read is None and not writer.prefilling:
                 ticket.prompt_read = now
             if writer.done:

@@ -81,7 +81,7 @@ class Bench:
 
     def write(self, request: Request) -> Written:
         """Runs one request to its end."""
-        ticket = self.engine.submit(request)
+        ticket = self.engine.submit(replace(request, watched=False))
         watch = _Watch()
         first_commit: float | None = None
         before = self.backend.seconds

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from redraft.errors import RequestError
 from redraft.sampling import accept, reverse, revise
+from redraft.sampling.grammar import Allow, first_allowed, in_order
 from redraft.sampling.noise import NoiseKey, random_tokens
 from redraft.sampling.reading import Reading, is_one_of, read
 from redraft.sampling.settings import SamplerSettings, SlotVocabulary
@@ -34,8 +35,9 @@ class Canvas:
     in nats. settled: accepted (given ones included). locked: never changes. live: up to the first settled end
     of the answer; what lies after it is dropped. position: output position of slot 0, which its noise depends
     on. chosen: output tokens before this canvas, for penalties. step: evaluations so far; clock and time:
-    where the reverse process is; opened: slots open at first; unchanged: for how many steps `shown` has
-    stayed the same; extra: steps begun with nothing open (token editing).
+    where the reverse process is; watched: whether anyone looks at the entropy, which else stays as it is where no rule
+    needs it; opened: slots open at first; unchanged: for how many steps `shown` has
+    stayed the same, where a rule asks for it; extra: steps begun with nothing open (token editing).
     """
 
     settings: SamplerSettings
@@ -52,6 +54,7 @@ class Canvas:
     locked: np.ndarray
     live: np.ndarray
     opened: int
+    watched: bool = True
     step: int = 0
     clock: int = 0
     time: float = 1.0
@@ -95,6 +98,7 @@ def begin(
     locked: Mapping[int, int] | None = None,
     initial: Sequence[int] | np.ndarray | None = None,
     chosen: Sequence[int] = (),
+    watched: bool = True,
 ) -> Canvas:
     """A canvas of settings.canvas_length slots (or as many as `initial` has) in noise.
 
@@ -103,6 +107,12 @@ def begin(
     and as x_t at time settings.start for the rules that follow time. Raises RequestError for slots or tokens
     that don't exist, and for masks in a vocabulary without one.
     """
+    before = tuple(int(token) for token in chosen) if settings.penalises else ()
+    if not locked and initial is None and settings.open_noise == "mask" and vocabulary.mask_id is not None:
+        blank = _blank(settings.canvas_length, vocabulary.mask_id, vocabulary.vocab_size)
+        return Canvas(
+            settings, vocabulary, key, position, before, **blank, watched=watched, time=settings.start
+        )
     if settings.open_noise == "mask" and vocabulary.mask_id is None:
         raise RequestError("this model has no mask token: choose renoise uniform (or corruption uniform)")
     length = settings.canvas_length if initial is None else len(initial)
@@ -132,7 +142,7 @@ def begin(
         vocabulary=vocabulary,
         key=key,
         position=position,
-        chosen=tuple(int(token) for token in chosen),
+        chosen=before,
         tokens=tokens,
         shown=tokens,
         state=state.astype(np.uint8),
@@ -142,26 +152,51 @@ def begin(
         locked=fixed,
         live=_live(tokens, settled, fixed, vocabulary),
         opened=int((~settled).sum()),
+        watched=watched,
         time=settings.start,
     )
     editable = settings.edit_threshold is not None and settings.edit_steps > 0 and not fixed.all()
     return canvas.after(finished=not canvas.any_open and not editable)
 
 
-def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) -> Canvas:
+@lru_cache(maxsize=64)
+def _blank(slots: int, mask: int, vocab_size: int) -> dict[str, Any]:
+    """The fields of a canvas of masks, which all canvases of that length share: nobody changes a canvas's arrays."""
+    nothing = np.zeros(slots, dtype=bool)
+    fields: dict[str, np.ndarray] = {
+        "tokens": np.full(slots, mask, dtype=np.int64),
+        "state": np.zeros(slots, dtype=np.uint8),
+        "probability": np.zeros(slots, dtype=np.float32),
+        "entropy": np.full(slots, np.log(vocab_size), dtype=np.float32),
+        "settled": nothing,
+        "live": ~nothing,
+    }
+    for array in fields.values():
+        array.flags.writeable = False
+    return fields | {"shown": fields["tokens"], "locked": nothing, "opened": slots}
+
+
+def advance(
+    canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None, allow: Allow | None = None
+) -> Canvas:
     """The canvas after one denoising step; a finished canvas stays as it is.
 
-    logits: float32 [C, V], or [k, V] with the rows that `wanted(canvas)` names. allowed: tokens a grammar
-    permits, bool [V] or [C, V]. Raises RedraftError for logits of a wrong shape or that are not finite
-    numbers.
+    logits: float32 [C, V], or [k, V] with the rows that `wanted(canvas)` names. allowed: permitted tokens, bool [V] or
+    [C, V]. allow: a grammar instead, from the tokens of the canvas before a slot to those that may stand in it
+    (grammar.py), for settings that `follows_grammars`. Raises RedraftError for logits of a wrong shape or that are not
+    finite numbers.
     """
     if canvas.finished:
         return canvas
     settings = canvas.settings
+    if allow is not None:
+        allowed = first_allowed(canvas, allow)
     reading = read(canvas, logits, allowed)
-    best = np.where(canvas.settled, canvas.tokens, reading.best)
-    same = canvas.step > 0 and np.array_equal(best, canvas.shown)
-    unchanged = canvas.unchanged + 1 if same else 0
+    best, unchanged = reading.best, 0
+    if settings.edit_threshold is not None:  # settled slots were read too
+        best = np.where(canvas.settled, canvas.tokens, best)
+    if settings.needs_entropy and canvas.step > 0 and np.array_equal(best, canvas.shown):
+        unchanged = canvas.unchanged + 1
     last = canvas.step + 1 >= settings.max_steps or _converged(canvas, reading, unchanged)
 
     if not canvas.any_open:  # only token editing goes on
@@ -169,7 +204,7 @@ def advance(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = Non
     elif settings.accept in reverse.RULES:
         move = reverse.RULES[settings.accept](canvas, reading, last)
     else:
-        move = _accept(canvas, reading, last)
+        move = _accept(canvas, reading, last, allow)
     edited = revise.edits(canvas, reading)
     if (
         last and edited is not None
@@ -195,7 +230,7 @@ def outcome(canvas: Canvas, slots: int | None = None) -> tuple[int, ...]:
     return tuple(out)
 
 
-def _accept(canvas: Canvas, reading: Reading, last: bool) -> reverse.Move:
+def _accept(canvas: Canvas, reading: Reading, last: bool, allow: Allow | None) -> reverse.Move:
     """One step of a confidence rule, with ReMDM's remasking on the rule's timetable."""
     settings = canvas.settings
     sticky = settings.sticky
@@ -213,6 +248,8 @@ def _accept(canvas: Canvas, reading: Reading, last: bool) -> reverse.Move:
         given = canvas.settled & ~canvas.locked
         share = revise.remask_share(settings, given, canvas.probability, before, float(survival(time).alpha))
         kept = kept & ~revise.taken_back(canvas, given, share, canvas.step)
+    if allow is not None:
+        accepted = in_order(canvas, accepted, reading.choice, allow)
     # where acceptance does not stick, the argmax is written at the end, never a token sampled on the way
     source = reading.choice if sticky or not last else reading.best
     tokens = np.where(accepted, source, canvas.tokens)
@@ -269,6 +306,8 @@ def _settle(
 ) -> Canvas:
     """After a step whose acceptance sticks, or the last step of any rule."""
     settings, vocabulary, step = canvas.settings, canvas.vocabulary, canvas.step + 1
+    if edited is None and settings.remask is None and settings.sticky and settings.open_noise == "mask":
+        return _settle_for_good(canvas, reading, move, best)
     settled, taken = move.settled, canvas.settled & ~move.settled
     tokens, revised, probability = move.tokens, taken, reading.probability
     if edited is not None:
@@ -307,6 +346,31 @@ def _settle(
         unchanged=unchanged,
         extra=extra,
         finished=done and bool((settled | ~live).all()),
+    )
+
+
+def _settle_for_good(canvas: Canvas, reading: Reading, move: reverse.Move, best: np.ndarray) -> Canvas:
+    """`_settle` where nothing that has settled changes any more and open slots keep their mask: a few operations on
+    arrays of a few slots, each of which takes as long as hundreds of slots would."""
+    settled, tokens, live = move.settled, move.tokens, canvas.live
+    state = _UNSETTLED[settled.view(np.uint8)]
+    state[settled & ~canvas.settled] = SlotState.NEW
+    if canvas.locked.any():
+        state[canvas.locked] = SlotState.LOCKED
+    if not canvas.vocabulary.eos.isdisjoint(tokens.tolist()):
+        live = _live(tokens, settled, canvas.locked, canvas.vocabulary)
+    return canvas.after(
+        tokens=tokens,
+        shown=np.where(settled, tokens, best),
+        state=state,
+        probability=reading.probability,
+        entropy=reading.entropy,
+        settled=settled,
+        live=live,
+        step=canvas.step + 1,
+        clock=move.clock,
+        time=move.time,
+        finished=bool((settled | ~live).all()),
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from redraft.errors import RedraftError
 from redraft.sampling.noise import gumbel
-from redraft.sampling.warp import bend, sharpen
+from redraft.sampling.warp import bend, sharpen, untouched_argmax
 
 if TYPE_CHECKING:
     from redraft.sampling.canvas import Canvas
@@ -19,19 +21,24 @@ _FLOOR = np.float32(-1e4)  # exp() of it is 0, and 0 * it is 0, where -inf would
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """rows int64 [k]: the slots that were read; bent [k, V]: their logits after bias, penalties and bans;
-    temperature: this step's. choice (the token that would be accepted: the argmax, or a draw) and best (the
-    argmax) int64 [C]; probability of the choice, peak probability of the argmax, and entropy in nats, float32
-    [C]. Slots that were not read keep their token and their last numbers."""
+    """rows int64 [k]: the slots that were read; temperature: this step's. choice (the token that would be accepted:
+    the argmax, or a draw) and best (the argmax) int64 [C]; probability of the choice, peak probability of the argmax,
+    and entropy in nats, float32 [C]. Slots that were not read keep their token and their last numbers.
+    make_bent: what `bent` comes from, made only if a rule asks for it."""
 
     rows: np.ndarray
-    bent: np.ndarray
     temperature: float
     choice: np.ndarray
     best: np.ndarray
     probability: np.ndarray
     peak: np.ndarray
     entropy: np.ndarray
+    make_bent: Callable[[], np.ndarray]
+
+    @cached_property
+    def bent(self) -> np.ndarray:
+        """[k, V]: the logits of the rows after bias, penalties and bans."""
+        return self.make_bent()
 
 
 def wanted(canvas: Canvas) -> np.ndarray:
@@ -47,39 +54,86 @@ def read(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) 
     that are not numbers."""
     rows = wanted(canvas)
     logits = _rows_of(canvas, logits, rows)
-    bent = _bend(canvas, logits, rows, allowed)
     settings = canvas.settings
     temperature = settings.temperature_at(canvas.step)
-    scaled = (
-        bent / np.float32(temperature) if settings.accept == "entropy_bound" and temperature > 0 else bent
-    )
-    top = scaled.argmax(axis=-1)
-    span = np.arange(len(rows))
-    highest = scaled[span, top]
-    if not np.isfinite(highest).all():
-        raise RedraftError("the network returned logits that are not finite numbers")
-    shifted = scaled - highest[:, None]
-    np.maximum(shifted, _FLOOR, out=shifted)
-    weight = np.exp(shifted)
-    total = weight.sum(axis=-1)
-    # of the whole distribution, not of the drawn token's probability alone
-    entropy = np.maximum(np.log(total) - np.einsum("kv,kv->k", weight, shifted) / total, 0.0)
+    bent = cache(lambda: _bend(canvas, logits, rows, allowed))
+    top, shifted = _shifted(canvas, logits, allowed, bent, temperature)
+    entropy = canvas.entropy[rows]
+    if canvas.watched or settings.needs_entropy:
+        weight = np.exp(shifted)
+        total = weight.sum(axis=-1)
+        entropy = _entropy(weight, shifted, total)
+    else:
+        weight = np.exp(shifted, out=shifted)
+        total = weight.sum(axis=-1)
 
     drawn = top
     if temperature > 0.0 and (fresh := ~canvas.settled[rows]).any():
         size = canvas.vocabulary.vocab_size
         noise = np.stack([gumbel(canvas.key, canvas.position + int(row), size) for row in rows[fresh]])
         drawn = top.copy()
-        drawn[fresh] = (sharpen(bent[fresh], settings, temperature) + noise).argmax(axis=-1)
+        drawn[fresh] = (sharpen(bent()[fresh], settings, temperature) + noise).argmax(axis=-1)
 
-    best, peak = canvas.shown.copy(), canvas.probability.copy()
-    uncertainty = canvas.entropy.copy()
-    best[rows], peak[rows], uncertainty[rows] = top, 1.0 / total, entropy
+    best, peak = _put(canvas.shown, rows, top), _put(canvas.probability, rows, 1.0 / total)
+    uncertainty = _put(canvas.entropy, rows, entropy)
     if drawn is top:
-        return Reading(rows, bent, temperature, best, best, peak, peak, uncertainty)
-    choice, probability = canvas.shown.copy(), canvas.probability.copy()
-    choice[rows], probability[rows] = drawn, weight[span, drawn] / total
-    return Reading(rows, bent, temperature, choice, best, probability, peak, uncertainty)
+        return Reading(rows, temperature, best, best, peak, peak, uncertainty, bent)
+    choice = _put(canvas.shown, rows, drawn)
+    probability = _put(canvas.probability, rows, weight[np.arange(len(rows)), drawn] / total)
+    return Reading(rows, temperature, choice, best, probability, peak, uncertainty, bent)
+
+
+def _shifted(
+    canvas: Canvas,
+    logits: np.ndarray,
+    allowed: np.ndarray | None,
+    bent: Callable[[], np.ndarray],
+    temperature: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The argmax [k], and a new array [k, V] of the logits less their highest. What is touched in a few columns only
+    (bans, bias) is touched after that: passes over the vocabulary are what a step spends outside the network."""
+    settings, banned = canvas.settings, canvas.vocabulary.never
+    at_temperature = settings.accept == "entropy_bound" and temperature > 0
+    top = None
+    if allowed is None and not at_temperature and not settings.penalises:
+        top = untouched_argmax(logits, settings, banned)
+    if top is not None:
+        shifted = logits - _highest(logits, top)
+        for token, bias in settings.logit_bias:
+            shifted[:, token] += np.float32(bias)
+        for token in banned:
+            shifted[:, token] = _FLOOR
+        return top, shifted
+    scaled = bent() / np.float32(temperature) if at_temperature else bent()
+    top = scaled.argmax(axis=-1)
+    shifted = scaled - _highest(scaled, top)
+    return top, np.maximum(shifted, _FLOOR, out=shifted)
+
+
+def _highest(logits: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """[k, 1]: the logits of the argmax."""
+    highest = logits[np.arange(len(top)), top]
+    if not np.isfinite(highest).all():
+        raise RedraftError("the network returned logits that are not finite numbers")
+    return highest[:, None]
+
+
+def _entropy(weight: np.ndarray, shifted: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """[k] nats, of the whole distribution and not of the drawn token's probability alone."""
+    mean = np.einsum("kv,kv->k", weight, shifted)
+    if not np.isfinite(mean).all():  # a logit was -inf
+        mean = np.einsum("kv,kv->k", weight, np.maximum(shifted, _FLOOR))
+    out: np.ndarray = np.maximum(np.log(total) - mean / total, 0.0)
+    return out
+
+
+def _put(values: np.ndarray, rows: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A copy of values [C] with those of `rows` replaced."""
+    if len(rows) == len(values):  # rows are in order, so these are all
+        return new
+    out = values.copy()
+    out[rows] = new
+    return out
 
 
 def _rows_of(canvas: Canvas, logits: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -182,6 +182,18 @@ class SamplerSettings(WarpSettings):
             return "uniform" if self.corruption == "uniform" else "mask"
         return self.renoise
 
+    @property
+    def follows_grammars(self) -> bool:
+        """Whether what has settled stays, so that what comes after can be judged by it."""
+        stays = self.edit_threshold is None and self.remask is None
+        return self.sticky and stays and self.accept in confidence_rules.RULES
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the entropy of a slot decides anything; otherwise it is there to be looked at."""
+        stops = self.confident_entropy is not None or not self.sticky
+        return stops or self.accept == "entropy_bound"
+
     def temperature_at(self, step: int) -> float:
         """Temperature of 0-based `step`; linear in the steps that remain (facts of DiffusionGemma's
         sampler)."""
@@ -194,7 +206,8 @@ class SamplerSettings(WarpSettings):
 @dataclass(frozen=True)
 class SlotVocabulary:
     """vocab_size tokens; mask_id fills open slots, null_id is an empty slot, eos_ids end an answer, banned
-    may never be chosen (the mask never is). Raises RequestError for an id outside the vocabulary."""
+    may never be chosen (the mask never is). never: what no slot may end as; never_text: nor, with the null, a token of
+    AR. Raises RequestError for an id outside the vocabulary."""
 
     vocab_size: int
     mask_id: int | None = None
@@ -202,6 +215,8 @@ class SlotVocabulary:
     eos_ids: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()
     never: tuple[int, ...] = field(init=False, repr=False)
+    never_text: tuple[int, ...] = field(init=False, repr=False)
+    eos: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _count("vocab_size", self.vocab_size, 2)
@@ -211,6 +226,8 @@ class SlotVocabulary:
         object.__setattr__(self, "banned", tuple(self.banned))
         object.__setattr__(self, "never", never)
         null = () if self.null_id is None else (self.null_id,)
+        object.__setattr__(self, "never_text", (*never, *null))
+        object.__setattr__(self, "eos", frozenset(self.eos_ids))
         for token in (*never, *null, *self.eos_ids):
             inside = isinstance(token, int) and 0 <= token < self.vocab_size
             _require(inside, f"token {token!r} lies outside the vocabulary of {self.vocab_size}")

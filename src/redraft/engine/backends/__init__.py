@@ -12,7 +12,7 @@ from redraft.errors import RequestError
 
 # name: (module, class, the packages it can't do without, what installs them)
 BACKENDS = {
-    "onnx": ("redraft.engine.backends.onnx_backend", "OnnxBackend", ("onnxruntime", "onnx"), "redraft"),
+    "onnx": ("redraft.engine.backends.onnx_backend", "OnnxBackend", ("onnxruntime",), "redraft"),
     "torch": ("redraft.engine.backends.torch_backend", "TorchBackend", ("torch",), "redraft[train]"),
 }
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 
 from redraft.denoiser import families
 from redraft.denoiser.config import DenoiserConfig, read_config
@@ -23,7 +22,6 @@ from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
 from redraft.engine.backends.onnx_graph import PRECISIONS, Precision, build_graph, cache_names
 from redraft.engine.backends.onnx_rows import (
     LEAST_GRID_ROWS,
-    Frame,
     RotaryTable,
     Share,
     Wanted,
@@ -33,20 +31,20 @@ from redraft.engine.backends.onnx_rows import (
     write_mask,
     write_tokens,
 )
+from redraft.engine.backends.onnx_session import Runner, Sessions
 from redraft.engine.backends.onnx_weights import prepare, read_tensors
 from redraft.errors import RedraftError, RequestError
 
 # Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves. At 3.5
 # million int8 took 0.7 to 0.8 of fp32's time, at 135 million 0.4 (benchmarks/backends.py, AVX-512 VNNI).
 INT8_PAYS_FROM = 2_000_000
+# Below this many multiply-adds a call runs on one thread: handing an operator's parts out takes longer than they do.
+# Two cores against one, redraft-tiny in int8: 1.05 to 1.1 times the time at 1 to 8 rows, as long at 16, 0.96 at 32.
+ONE_THREAD_BELOW = 60_000_000
 LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
 
-SMALL, SHAPES = (
-    1 << 14,
-    256,
-)  # bytes of an input that is kept for the next call of its shape, and how many are
 EncodeLogits = Literal["none", "last", "all"]
 
 
@@ -75,61 +73,13 @@ def physical_cores() -> int:
     return len(siblings)
 
 
-def _session(graph: bytes, weights: dict[str, np.ndarray], threads: int, spinning: bool) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # one pattern is kept for each shape ever seen
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.add_external_initializers(
-        list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in weights.values()]
-    )
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no base
-        raise RedraftError(f"onnxruntime {onnxruntime.__version__} can't run the model: {error}") from None
-
-
-class Inputs:
-    """Arrays that the session reads in place, bound anew only when an input's shape changes.
-
-    Small ones are kept by shape: a canvas's wanted rows become fewer with every step, and with the next canvas many.
-    """
-
-    def __init__(self, binding: Any, names: set[str]) -> None:
-        self._binding, self._names = binding, names
-        self._bound: dict[str, np.ndarray] = {}
-        self._kept: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, Any]] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-        """The array that input `name` reads, with what an earlier call left in it."""
-        bound = self._bound.get(name)
-        if bound is not None and bound.shape == shape:
-            return bound
-        found = self._kept.get((name, shape))
-        if found is None:
-            array = np.empty(shape, kind)
-            found = array, onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            if array.nbytes <= SMALL:
-                if len(self._kept) >= SHAPES:
-                    self._kept.clear()
-                self._kept[name, shape] = found
-        if name in self._names:  # the graph leaves out what its config has no use for
-            self._binding.bind_ortvalue_input(name, found[1])
-        self._bound[name] = found[0]
-        return found[0]
-
-    def write(self, name: str, values: np.ndarray) -> None:
-        self.array(name, values.shape, values.dtype)[...] = values
-
-
 class OnnxBackend:
     """Implements engine.backend.Backend. Calls from several threads take turns.
 
-    threads: how many to use, 0 for one on each core. spinning: idle threads wait busily between operators, which is
-    faster on idle cores and burns a core while a pass runs. exact: single rows attend as they would among others, bit
-    for bit; False is faster for them (an AR baseline) and gives up that verified equals ar.
+    threads: how many to use; 0 for one on each core, and one for a call that is too small to be shared out. spinning:
+    idle threads wait busily between operators, which is faster on idle cores and burns a core while a pass runs.
+    exact: single rows attend as they would among others, bit for bit; False is faster for them (an AR baseline) and
+    gives up that verified equals ar.
     """
 
     def __init__(
@@ -148,24 +98,30 @@ class OnnxBackend:
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        graph, wanted = build_graph(config, precision)
+        graph = build_graph(config, precision)
         self._least_rows = LEAST_GRID_ROWS if exact else 1
-        self._input_names = {i.name for i in graph.graph.input}
+        self._input_names = graph.inputs
         self._weights = prepare(
-            config, tensors, wanted, source
+            config, tensors, graph.weights, source
         )  # onnxruntime reads this memory: it must stay
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self.attach(_session(graph.SerializeToString(), self._weights, self.threads, spinning))
+        self._sessions = Sessions(graph.data, self._weights, spinning)
+        self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
+        self._runners: dict[int, Runner] = {}
+        self._runner(1)  # what is wrong with the weights shows now
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
-        self._session, self._binding = session, session.io_binding()
-        self._inputs = Inputs(self._binding, self._input_names)
-        self._view: Any = None
-        self._frame_key: Any = None
-        self._place_key: Any = None
-        self._frame: Frame
+        self._runners = dict.fromkeys((1, self.threads), Runner(session, self._input_names))
+
+    def _runner(self, rows: int) -> Runner:
+        """For a call of so many rows."""
+        threads = 1 if rows <= self._few_rows else self.threads
+        runner = self._runners.get(threads)
+        if runner is None:
+            runner = self._runners[threads] = Runner(self._sessions.on(threads), self._input_names)
+        return runner
 
     @classmethod
     def load(
@@ -189,13 +145,13 @@ class OnnxBackend:
         )
 
     def unpadded(self) -> OnnxBackend:
-        """The same network with exact=False, for AR's fastest loop; both share the session and its weights."""
+        """The same network with exact=False, for AR's fastest loop; both share sessions and weights."""
         if self._least_rows == 1:
             return self
         twin = copy.copy(self)
         twin._least_rows = 1
         twin._lock = threading.Lock()
-        twin.attach(self._session)
+        twin._runners = {}
         return twin
 
     def new_context(self, capacity: int) -> OnnxContext:
@@ -239,20 +195,21 @@ class OnnxBackend:
         contexts = [_own(p.context) for p in passes]
         shares = [(c.length, len(p.encode), _rows(p)) for c, p in zip(contexts, passes, strict=True)]
         view = gather(self.config, contexts, max(length + rows for length, _, rows in shares))
-        self._bind_view(view)
+        use = self._runner(sum(rows for _, _, rows in shares))
+        self._bind_view(use, view)
         placed = tuple(
             Share(c.lane - view.first, length, encode, rows - encode)
             for c, (length, encode, rows) in zip(contexts, shares, strict=True)
         )
-        self._write_frame(placed, view.lanes)
-        self._write_places(placed, view)
+        self._write_frame(use, placed, view.lanes)
+        self._write_places(use, placed, view)
         wanted = [wanted_rows(p, self.config.shift) for p in passes]
         rows = [w.rows() for w in wanted]
-        count = self._write_rows(passes, placed, rows)
+        count = self._write_rows(use, passes, placed, rows)
         logits = np.empty((1, count, self.config.vocab_size), np.float32)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        use.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
-            self._session.run_with_iobinding(self._binding)
+            use.session.run_with_iobinding(use.binding)
         except Exception as error:  # onnxruntime's own classes share no base
             raise RedraftError(
                 f"onnxruntime failed in a pass of {sum(map(_rows, passes))} rows: {error}"
@@ -264,35 +221,35 @@ class OnnxBackend:
             context.extend(len(p.encode))
         return results
 
-    def _bind_view(self, view: CacheView) -> None:
+    def _bind_view(self, use: Runner, view: CacheView) -> None:
         """Caches as inputs and, at the same addresses, as outputs; done again only when they moved."""
         key = view.key()
-        if self._view == key:
+        if use.view == key:
             return
         for name, array in zip(cache_names(self.config), view.arrays(), strict=True):
             where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
-            self._binding.bind_input(name, *where)
-            self._binding.bind_output(f"{name}.next", *where)
-        self._view = key
+            use.binding.bind_input(name, *where)
+            use.binding.bind_output(f"{name}.next", *where)
+        use.view = key
 
-    def _write_frame(self, shares: tuple[Share, ...], lanes: int) -> None:
+    def _write_frame(self, use: Runner, shares: tuple[Share, ...], lanes: int) -> None:
         """Index arrays that last as long as requests bring as many rows as before."""
         key = lanes, tuple((s.lane, s.rows) for s in shares)
-        if self._frame_key == key:
+        if use.frame_key == key:
             return
-        self._frame_key = self._place_key = None
-        self._frame = made = frame(key[1], lanes, self._least_rows)
+        use.frame_key = use.place_key = None
+        use.frame = made = frame(key[1], lanes, self._least_rows)
         for name in ("turn", "grid", "place"):
-            self._inputs.write(name, getattr(made, name))
-        self._frame_key = key
+            use.inputs.write(name, getattr(made, name))
+        use.frame_key = key
 
-    def _write_places(self, shares: tuple[Share, ...], view: CacheView) -> None:
+    def _write_places(self, use: Runner, shares: tuple[Share, ...], view: CacheView) -> None:
         """Positions and mask: unchanged from one step to the next on the same canvas."""
         key = shares, view.rows
-        if self._place_key == key:
+        if use.place_key == key:
             return
-        self._place_key = None
-        made, inputs = self._frame, self._inputs
+        use.place_key = None
+        made, inputs = use.frame, use.inputs
         slot = inputs.array("slot", made.place.shape, np.int64)
         slot[...] = made.place
         at = 0
@@ -304,11 +261,13 @@ class OnnxBackend:
         cos, sin = self._rotary.rows(slot[0, :, 1])
         inputs.write("cos", cos)
         inputs.write("sin", sin)
-        self._place_key = key
+        use.place_key = key
 
-    def _write_rows(self, passes: list[Pass], shares: tuple[Share, ...], wanted: list[np.ndarray]) -> int:
+    def _write_rows(
+        self, use: Runner, passes: list[Pass], shares: tuple[Share, ...], wanted: list[np.ndarray]
+    ) -> int:
         """What each row holds, and which rows' logits are wanted; returns how many."""
-        inputs, total = self._inputs, len(self._frame.columns)
+        inputs, total = use.inputs, len(use.frame.columns)
         tokens = inputs.array("tokens", (1, total), np.int64)
         write_tokens(passes, tokens[0], inputs.array("role", (1, total), np.int64)[0])
         rows = wanted[0]
@@ -316,7 +275,7 @@ class OnnxBackend:
             first = np.cumsum([0, *(s.rows for s in shares[:-1])])
             rows = np.concatenate([a + w for a, w in zip(first, wanted, strict=True)])
         inputs.write("wanted", rows)
-        self._frame.place.take(rows, axis=1, out=inputs.array("wanted_place", (1, len(rows), 2), np.int64))
+        use.frame.place.take(rows, axis=1, out=inputs.array("wanted_place", (1, len(rows), 2), np.int64))
         if self.config.self_conditioning:
             expected, row_of = expectations(passes, self.config.vocab_size)
             inputs.write("expected", expected)

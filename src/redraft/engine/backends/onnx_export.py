@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
 from safetensors.numpy import save
 
 from redraft.denoiser import families
@@ -35,18 +34,14 @@ class Export:
     agreement: Agreement | None
 
 
-def _point_to(graph: ModelProto, file: str, data: bytes, weights: dict[str, np.ndarray]) -> None:
-    """Turns the graph's placeholders into references to their bytes in a safetensors file."""
-    header = int.from_bytes(data[:8], "little")
-    base = 8 + header
+def _places(file: str, data: bytes) -> dict[str, dict[str, str]]:
+    """Where each tensor lies in a safetensors file."""
+    base = 8 + int.from_bytes(data[:8], "little")
     # safetensors orders tensors by its own rule, so the offsets are read back from the header it wrote.
-    offsets = _offsets(data[8:base])
-    for tensor in graph.graph.initializer:
-        if tensor.name in weights:
-            del tensor.external_data[:]
-            begin, end = offsets[tensor.name]
-            for key, value in (("location", file), ("offset", base + begin), ("length", end - begin)):
-                tensor.external_data.add(key=key, value=str(value))
+    return {
+        name: {"location": file, "offset": str(base + begin), "length": str(end - begin)}
+        for name, (begin, end) in _offsets(data[8:base]).items()
+    }
 
 
 def _offsets(header: bytes) -> dict[str, tuple[int, int]]:
@@ -68,19 +63,18 @@ def export(
     out = Path(out)
     config = families.load_config(folder)
     precision = precision or choose_precision(config)
-    graph, wanted = build_graph(config, precision)
     family = families.identify(read_config(folder), str(folder))
     tensors = read_tensors(folder, *([] if family is None else [family.rename]))
-    weights = prepare(config, tensors, wanted, str(folder))
+    weights = prepare(config, tensors, build_graph(config, precision).weights, str(folder))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{out} can't be made: {error.strerror}") from None
     graph_path, weights_path = out / f"denoiser-{precision}.onnx", out / f"denoiser-{precision}.safetensors"
     data = save(weights)
-    _point_to(graph, weights_path.name, data, weights)
+    graph = build_graph(config, precision, _places(weights_path.name, data))
     write_atomically(weights_path, data)
-    write_atomically(graph_path, graph.SerializeToString())
+    write_atomically(graph_path, graph.data)
     compared = None
     if sequences:
         exported = OnnxBackend(config, tensors, precision)

@@ -21,13 +21,14 @@ Rows nobody wants leave before the last layer's feed-forward half.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.backends import onnx_proto as proto
 
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
@@ -46,14 +47,24 @@ class Weight:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Graph:
+    """A graph without its weights: data, a file that ONNX Runtime reads; weights: what it wants from outside, see
+    onnx_weights.prepare; inputs: their names."""
+
+    data: bytes
+    weights: list[Weight]
+    inputs: frozenset[str]
+
+
 @dataclass
 class _Writer:
     """Collects nodes; each call returns the name of what the node makes."""
 
     precision: Precision
-    nodes: list[NodeProto] = field(default_factory=list)
+    nodes: list[bytes] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
-    constants: dict[str, TensorProto] = field(default_factory=dict)
+    constants: dict[str, bytes] = field(default_factory=dict)
     quantized: dict[str, tuple[str, str]] = field(default_factory=dict)
     zeros: dict[str, str] = field(default_factory=dict)
     rows: str = "turn"  # an input as long as the present list of rows: "turn", or "wanted" near the end
@@ -61,12 +72,12 @@ class _Writer:
     def op(self, kind: str, *inputs: str, to: str = "", contrib: bool = False, **attributes: Any) -> str:
         out = to or f"{kind.lower()}_{len(self.nodes)}"
         domain = "com.microsoft" if contrib else ""
-        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, domain=domain, **attributes))
+        self.nodes.append(proto.node(kind, inputs, [out], domain, **attributes))
         return out
 
     def split(self, x: str, *sizes: int) -> list[str]:
         outs = [f"split_{len(self.nodes)}_{i}" for i in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [x, self.constant(list(sizes))], outs, axis=-1))
+        self.nodes.append(proto.node("Split", [x, self.constant(list(sizes))], outs, axis=-1))
         return outs
 
     def weight(self, name: str, *shape: int, dtype: str = "float32") -> str:
@@ -77,13 +88,11 @@ class _Writer:
         """A float scalar or an int64 vector, stored once however often it is used."""
         array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
         name = f"constant_{value}".replace(" ", "")
-        self.constants[name] = helper.make_tensor(
-            name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array
-        )
+        self.constants[name] = proto.tensor(name, array)
         return name
 
     def zero_point(self) -> str:
-        self.constants["zero_point"] = helper.make_tensor("zero_point", TensorProto.UINT8, [], [ZERO])
+        self.constants["zero_point"] = proto.tensor("zero_point", np.array(ZERO, np.uint8))
         return "zero_point"
 
     def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
@@ -120,7 +129,7 @@ class _Writer:
     def _zeros(self) -> str:
         """The zero point of each row of the present list, uint8 [N]."""
         if self.rows not in self.zeros:
-            value = helper.make_tensor("zero", TensorProto.UINT8, [1], [ZERO])
+            value = proto.tensor("zero", np.array([ZERO], np.uint8))
             self.zeros[self.rows] = self.op(
                 "ConstantOfShape", self.op("Shape", self.rows, start=-1), value=value
             )
@@ -136,14 +145,10 @@ def _add_norm(w: _Writer, x: str, more: str, name: str, config: DenoiserConfig) 
     """(rms norm of x + more, x + more), in one node."""
     normed, total = f"normed_{len(w.nodes)}", f"total_{len(w.nodes)}"
     inputs, eps = [x, more, w.weight(f"{name}.weight", config.hidden_size)], config.rms_norm_eps
-    node = helper.make_node(
-        "SkipSimplifiedLayerNormalization",
-        inputs,
-        [normed, "", "", total],
-        domain="com.microsoft",
-        epsilon=eps,
+    outputs = [normed, "", "", total]
+    w.nodes.append(
+        proto.node("SkipSimplifiedLayerNormalization", inputs, outputs, "com.microsoft", epsilon=eps)
     )
-    w.nodes.append(node)
     return normed, total
 
 
@@ -245,34 +250,32 @@ def _network(w: _Writer, config: DenoiserConfig) -> None:
     _head(w, config, normed)
 
 
-def _inputs(config: DenoiserConfig) -> list[Any]:
-    real, whole, half = TensorProto.FLOAT, TensorProto.INT64, config.rotary_dim // 2
-    shapes: list[tuple[str, int, list[Any]]] = [
-        ("tokens", whole, [1, "N"]),
-        ("turn", whole, [1, "N"]),
-        ("cos", real, ["N", half]),
-        ("sin", real, ["N", half]),
-        ("slot", whole, [1, "N", 2]),
-        ("grid", whole, ["B", "T", 2]),
-        ("mask", real, ["B", 1, "T", "S"]),
-        ("place", whole, [1, "N", 2]),
-        ("wanted", whole, ["R"]),
-        ("wanted_place", whole, [1, "R", 2]),
-    ]
+def _inputs(config: DenoiserConfig) -> dict[str, tuple[str, list[int | str]]]:
+    """Type and shape of each, by name."""
+    real, whole, half = "float32", "int64", config.rotary_dim // 2
+    out: dict[str, tuple[str, list[int | str]]] = {
+        "tokens": (whole, [1, "N"]),
+        "turn": (whole, [1, "N"]),
+        "cos": (real, ["N", half]),
+        "sin": (real, ["N", half]),
+        "slot": (whole, [1, "N", 2]),
+        "grid": (whole, ["B", "T", 2]),
+        "mask": (real, ["B", 1, "T", "S"]),
+        "place": (whole, [1, "N", 2]),
+        "wanted": (whole, ["R"]),
+        "wanted_place": (whole, [1, "R", 2]),
+    }
     if config.canvas_rows_marked or config.self_conditioning:
-        shapes.append(("role", whole, [1, "N"]))
+        out["role"] = whole, [1, "N"]
     if config.self_conditioning:
-        shapes += [("expected", real, ["E", config.vocab_size]), ("expected_row", whole, [1, "N"])]
+        out |= {"expected": (real, ["E", config.vocab_size]), "expected_row": (whole, [1, "N"])}
     if config.num_hidden_layers == 1:
-        shapes = [s for s in shapes if s[0] != "place"]
-    return [helper.make_tensor_value_info(*s) for s in shapes] + [
-        _cache_info(config, name) for name in cache_names(config)
-    ]
+        del out["place"]
+    return out | dict.fromkeys(cache_names(config), _cache(config))
 
 
-def _cache_info(config: DenoiserConfig, name: str) -> Any:
-    size = config.num_key_value_heads * config.head_dim
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "S", size])
+def _cache(config: DenoiserConfig) -> tuple[str, list[int | str]]:
+    return "float32", ["B", "S", config.num_key_value_heads * config.head_dim]
 
 
 def cache_names(config: DenoiserConfig) -> list[str]:
@@ -280,25 +283,32 @@ def cache_names(config: DenoiserConfig) -> list[str]:
     return [f"{kind}.{i}" for i in range(config.num_hidden_layers) for kind in ("key", "value")]
 
 
-def _placeholder(weight: Weight) -> TensorProto:
-    """An initializer whose bytes come from outside: memory at load, or a file that an export names."""
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(weight.dtype))
-    tensor = TensorProto(
-        name=weight.name, data_type=kind, dims=weight.shape, data_location=TensorProto.EXTERNAL
-    )
-    tensor.external_data.add(key="location", value="weights")
-    return tensor
-
-
-def build_graph(config: DenoiserConfig, precision: Precision = "fp32") -> tuple[ModelProto, list[Weight]]:
-    """The graph without its weights, and the list of the weights to give it (see onnx_weights.prepare)."""
+def build_graph(
+    config: DenoiserConfig,
+    precision: Precision = "fp32",
+    places: Mapping[str, Mapping[str, str]] | None = None,
+) -> Graph:
+    """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
+    graph brings them along."""
     w = _Writer(precision)
     _network(w, config)
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "R", config.vocab_size])
-    outputs = [logits] + [_cache_info(config, f"{name}.next") for name in cache_names(config)]
+    inputs = _inputs(config)
+    outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
+    outputs |= {f"{name}.next": _cache(config) for name in cache_names(config)}
     weights = list(w.weights.values())
-    initializers = [_placeholder(x) for x in weights] + list(w.constants.values())
-    graph = helper.make_graph(w.nodes, "denoiser", _inputs(config), outputs, initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="redraft")
-    return model, weights
+    absent = {"location": "weights"}
+    data = proto.model(
+        w.nodes,
+        [
+            *(
+                proto.outside_tensor(x.name, x.dtype, x.shape, absent if places is None else places[x.name])
+                for x in weights
+            ),
+            *w.constants.values(),
+        ],
+        [proto.value(name, *kind) for name, kind in inputs.items()],
+        [proto.value(name, *kind) for name, kind in outputs.items()],
+        {"": OPSET, "com.microsoft": 1},
+        IR_VERSION,
+    )
+    return Graph(data, weights, frozenset(inputs))

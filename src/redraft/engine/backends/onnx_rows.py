@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +17,7 @@ MASKED = np.float32(-1e30)  # finite, so that a row that sees nothing averages g
 # onnxruntime multiplies one query row by another kernel than several, which rounds otherwise: a lone row of the
 # grid gets a copy of itself for company, so that it comes out as it would among others.
 LEAST_GRID_ROWS = 2
+FEW_ROWS = 16  # clean rows up to which a mask is written row by row
 NO_ROWS = np.empty(0, np.int64)
 
 
@@ -36,7 +38,7 @@ class Share:
 def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
     """bool [rows, slots]: what each of a request's rows sees of its lane, where slot s holds position s.
 
-    The rule of `layouts.allowed`, spelt out for rows in this order, because it is asked for at every AR step: clean
+    The rule of `layouts.allowed`, spelt out for rows in this order: clean
     rows before a row's `start`, and for a canvas row its whole canvas.
     """
     block, anchor = config.canvas_length, share.length + share.encode
@@ -60,6 +62,7 @@ class Frame:
     columns: np.ndarray
 
 
+@lru_cache(maxsize=256)
 def frame(rows: tuple[tuple[int, int], ...], lanes: int, least: int = LEAST_GRID_ROWS) -> Frame:
     """For requests as (lane, rows) on a grid of `lanes` lanes and at least `least` columns."""
     total = sum(count for _, count in rows)
@@ -79,14 +82,20 @@ def write_mask(config: DenoiserConfig, shares: tuple[Share, ...], mask: np.ndarr
     """Writes what is added to the scores into float32 mask [lanes, 1, columns, slots]. Spare columns and idle lanes see
     everything: nobody reads them, and a row that sees nothing would be slower."""
     slots = mask.shape[-1]
-    if len(shares) == 1 and shares[0].rows == 1 and config.layout == "causal_context":  # an AR step
-        mask.fill(0)
-        mask[shares[0].lane, 0, 0, shares[0].length + 1 :] = MASKED
-        return
     mask.fill(0)
     for share in shares:
-        hidden = ~visible(config, share, slots)
-        mask[share.lane, 0, : share.rows] = np.where(hidden, MASKED, np.float32(0))
+        seats = mask[share.lane, 0, : share.rows]
+        if config.layout == "causal_context" and share.encode <= FEW_ROWS:
+            _hide_later(share, seats)
+        else:
+            seats[...] = np.where(visible(config, share, slots), np.float32(0), MASKED)
+
+
+def _hide_later(share: Share, seats: np.ndarray) -> None:
+    """`visible` for causal contexts, row by row: at every step of few rows it is asked for."""
+    for row in range(share.encode):
+        seats[row, share.length + row + 1 :] = MASKED
+    seats[share.encode :, share.length + share.rows :] = MASKED
 
 
 class RotaryTable:

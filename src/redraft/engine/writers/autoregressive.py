@@ -19,7 +19,10 @@ class Autoregressive(Writer):
     def after_pass(self, result: PassResult) -> list[Event]:
         chosen = self.output.tokens
         request = self.request
-        token = choose(result.encode[-1], request.sampler, self.vocabulary, request.key, len(chosen), chosen)
+        allowed = None if request.allow is None else self.allowed(list(chosen))
+        token = choose(
+            result.encode[-1], request.sampler, self.vocabulary, request.key, len(chosen), chosen, allowed
+        )
         event = self.commit([token])
         self.canvases += 1
         return [event]

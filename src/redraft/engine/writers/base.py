@@ -16,6 +16,7 @@ from redraft.engine.events import Commit, Step
 from redraft.engine.request import Request
 from redraft.errors import RedraftError
 from redraft.sampling import Canvas, SamplerSettings
+from redraft.sampling.grammar import permitted
 
 PREFILL_CHUNK = (
     512  # prompt tokens of one request in one evaluation, so that a long prompt doesn't hold up the others
@@ -105,6 +106,11 @@ class Writer(ABC):
         self.text.extend(taken)
         return Commit(self.canvases, taken, self.nfe, self.output.finish_reason)
 
+    def allowed(self, before: list[int]) -> np.ndarray | None:
+        """bool [V]: what the request's grammar lets follow these tokens of the answer; None without one."""
+        allow = self.request.allow
+        return None if allow is None else permitted(allow, before, self.config.vocab_size)
+
     def pending(self) -> np.ndarray:
         """int64: tokens of the text that the context doesn't hold yet."""
         return np.array(self.text[self.context.length :], dtype=np.int64)
@@ -117,15 +123,16 @@ class Writer(ABC):
             )
         return self._sized
 
-    def step_event(self, canvas: Canvas) -> Step:
+    def step_event(self, canvas: Canvas, first: int = 0) -> Step:
+        """What the canvas shows from slot `first` on."""
         return Step(
             canvas=self.canvases,
             step=canvas.step,
             position=len(self.output.tokens),
-            tokens=canvas.shown,
-            state=canvas.state,
-            probability=canvas.probability,
-            entropy=canvas.entropy,
+            tokens=canvas.shown[first:],
+            state=canvas.state[first:],
+            probability=canvas.probability[first:],
+            entropy=canvas.entropy[first:],
             nfe=self.nfe,
         )
 

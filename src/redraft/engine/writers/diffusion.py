@@ -4,6 +4,7 @@ first step."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.adaptive import RECENT, Evaluation, choose_length
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.writers.base import Event, Writer, prefill_length
-from redraft.sampling import Canvas, SlotVocabulary, advance, begin, outcome, wanted
+from redraft.sampling import Canvas, SamplerSettings, SlotVocabulary, advance, begin, outcome, wanted
+from redraft.sampling.grammar import Allow
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -75,7 +77,20 @@ class Diffusion(Writer):
             locked=self.request.locked if first else None,
             initial=self.request.initial if first else None,
             chosen=self.output.tokens,
+            watched=self.request.watched,
         )
+
+    @cached_property
+    def _allow(self) -> Allow | None:
+        """The request's grammar as a canvas asks it: from the canvas's own tokens."""
+        allow = self.request.allow
+        return None if allow is None else lambda tokens: allow(self.output.tokens + tokens)
+
+    def resized(self, settings: SamplerSettings, slots: int) -> SamplerSettings:
+        """Under a grammar a step may settle a single slot, so that there must be as many."""
+        if self.request.allow is not None and settings.max_steps < slots:
+            settings = replace(settings, max_steps=slots)
+        return super().resized(settings, slots)
 
     def _length(self) -> int:
         """Slots that the next canvas should have."""
@@ -98,11 +113,11 @@ class Diffusion(Writer):
             expected[head:] = _softmax(result.canvas)
             self._expected = expected
         before = self.canvas
-        self.canvas = advance(before, result.canvas, self._allowed)
+        self.canvas = advance(before, result.canvas, self._allowed, self._allow)
         if self.request.step_costs is not None:
             self._history.append((int(before.open.sum()), int((self.canvas.settled & before.open).sum())))
             del self._history[:-RECENT]
-        events: list[Event] = [self.step_event(self.canvas)]
+        events: list[Event] = [self.step_event(self.canvas)] if self.request.watched else []
         if self.canvas.finished or self._ended_early():
             events.append(self._finish())
         elif self._slides:
@@ -112,10 +127,12 @@ class Diffusion(Writer):
     @property
     def _slides(self) -> bool:
         """Whether settled slots may leave the canvas before the others: they must not change any more."""
+        if not self.request.slide:
+            return False
         sampler = self.request.sampler
         final = sampler.sticky and sampler.edit_threshold is None and sampler.remask is None
         free = not self.request.locked and self.request.initial is None
-        return bool(self.request.slide) and final and free and self.config.layout == "causal_context"
+        return final and free and self.config.layout == "causal_context"
 
     def _slide(self) -> list[Event]:
         """Commits the leading slots that have settled, if they are enough, and opens as many behind the rest: the next
@@ -140,6 +157,7 @@ class Diffusion(Writer):
             len(self.output.tokens),
             initial=initial,
             chosen=self.output.tokens,
+            watched=self.request.watched,
         )
         self.canvases += 1
         return [event]

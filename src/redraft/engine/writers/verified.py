@@ -11,7 +11,7 @@ drafter: TiDAR, I-DLM.)
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from redraft.engine.backend import Pass, PassResult
 from redraft.engine.events import Step
 from redraft.engine.writers.base import Event, Writer
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
+from redraft.sampling.reading import read
 
 
 class Verified(Writer):
@@ -26,6 +27,15 @@ class Verified(Writer):
     canvas: Canvas | None = None
     _proposal: tuple[int, ...] = ()
     _chance = 1.0  # that all of the proposal is right
+
+    @cached_property
+    def _at_once(self) -> bool:
+        """Whether a canvas need not be kept: its first reading is the proposal, and nobody watches it."""
+        return self.request.draft_steps == 1 and not self.request.watched
+
+    @cached_property
+    def _special(self) -> tuple[int, ...]:
+        return self.config.special_slot_ids
 
     @cached_property
     def _draft_settings(self) -> SamplerSettings:
@@ -65,8 +75,13 @@ class Verified(Writer):
             return None
         settings = self.resized(self._draft_settings, slots)
         position = len(self.output.tokens) + len(self._proposal)
-        chosen = [*self.output.tokens, *self._proposal]
-        return begin(settings, self.vocabulary, request.key, position, chosen=chosen)
+        chosen = [*self.output.tokens, *self._proposal] if settings.penalises else ()
+        canvas = begin(
+            settings, self.vocabulary, request.key, position, chosen=chosen, watched=request.watched
+        )
+        if request.draft_steps > 1:
+            return canvas
+        return canvas.after(settled=_first(slots))  # nobody asks what the first slot would have been
 
     def after_pass(self, result: PassResult) -> list[Event]:
         events: list[Event] = []
@@ -76,26 +91,30 @@ class Verified(Writer):
                 return events
         if self.canvas is not None:
             assert result.canvas is not None
+            if self._at_once:
+                reading = read(self.canvas, result.canvas)
+                self._proposal = self._proposed(reading.choice, reading.probability)
+                self.canvas = None
+                return events
             self.canvas = advance(self.canvas, result.canvas)
-            events.append(self._draft_event(self.canvas))
+            if self.request.watched:
+                events.append(self._draft_event(self.canvas))
             if self.canvas.finished:
-                self._proposal = self._proposed(self.canvas)
+                self._proposal = self._proposed(self.canvas.shown, self.canvas.probability)
                 self.canvas = None
         return events
 
-    def _proposed(self, canvas: Canvas) -> tuple[int, ...]:
+    def _proposed(self, shown: np.ndarray, probability: np.ndarray) -> tuple[int, ...]:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
         up to an end of answer (there's nothing to encode behind it). In layout "auto" a token is worth its
         row only while all up to it are right with a chance, by the canvas's own probabilities, of row_cost.
         """
         tokens: list[int] = []
         chance, least = 1.0, self.request.row_cost if self.request.draft_layout == "auto" else 0.0
-        for token, probability in zip(
-            canvas.shown[1:].tolist(), canvas.probability[1:].tolist(), strict=True
-        ):
-            if token in self.config.special_slot_ids:
+        for token, sure in zip(shown[1:].tolist(), probability[1:].tolist(), strict=True):
+            if token in self._special:
                 continue
-            chance *= probability
+            chance *= sure
             if token in self.vocabulary.eos_ids or chance < least:
                 break
             tokens.append(token)
@@ -112,28 +131,28 @@ class Verified(Writer):
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
-        step = self.step_event(canvas)
-        return replace(
-            step,
-            tokens=step.tokens[1:],
-            state=step.state[1:],
-            probability=step.probability[1:],
-            entropy=step.entropy[1:],
-        )
+        return self.step_event(canvas, 1)
 
     def _verify(self, logits: np.ndarray) -> Event:
         """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on
         it."""
+        sampler, vocabulary, key, held = (
+            self.request.sampler,
+            self.vocabulary,
+            self.request.key,
+            self.output.tokens,
+        )
         chosen: list[int] = []
         for row, guess in zip(logits, (*self._proposal, None), strict=True):
-            before = self.output.tokens + chosen
+            before = held + chosen if sampler.penalises or self.request.allow is not None else []
             token = choose(
                 row,
-                self.request.sampler,
-                self.vocabulary,
-                self.request.key,
-                len(before),
+                sampler,
+                vocabulary,
+                key,
+                len(held) + len(chosen),
                 before,
+                self.allowed(before),
                 guess=guess,
                 ratio=self.request.check_ratio or 1.0,
             )
@@ -148,3 +167,11 @@ class Verified(Writer):
         event = self.commit(chosen)
         self.canvases += 1
         return event
+
+
+@lru_cache(maxsize=64)
+def _first(slots: int) -> np.ndarray:
+    """bool [slots]: the first one alone."""
+    first = np.arange(slots) == 0
+    first.flags.writeable = False
+    return first
