@@ -29,7 +29,7 @@ def fill(
     pin: Annotated[
         list[str] | None, typer.Option(help="SLOT:TEXT: words that stand from that slot of the gap on.")
     ] = None,
-    slots: Annotated[int, typer.Option(help="Slots a gap starts with; doubled while none stays empty.")] = 4,
+    slots: Annotated[int, typer.Option(help="Slots a gap starts with; doubled while none stays empty.")] = 2,
     max_tokens: Annotated[int | None, typer.Option(help="Most slots of a gap.")] = None,
     stop: o.Stop = None,
     model: o.Model = DEFAULT_MODEL,
