@@ -48,6 +48,22 @@ def test_a_doubted_token_is_overwritten() -> None:
     assert canvas.finished
 
 
+def test_a_doubt_spreads_over_the_slots_beside_it_that_differ_too() -> None:
+    logits = believing(1, 4, 5, 3, 4)
+    logits[1:3] = believing(4, 5, probability=0.4)  # unsure, beside slot 0 or not
+    for slot, revised in ((0, [1, 4, 5, 3, 0]), (4, [0, 0, 0, 3, 4])):
+        given = np.array([0, 0, 0, 3, 0])
+        unsure = logits.copy()
+        unsure[4 - slot] = believing(int(given[4 - slot]))[0]
+        for spread in (False, True):
+            settings = SamplerSettings(canvas_length=5, edit_threshold=0.8, edit_spread=spread)
+            canvas = begin(settings, VOCABULARY, NoiseKey(0), 0, initial=tuple(given.tolist()))
+            tokens = advance(canvas, unsure).tokens.tolist()
+            alone = given.copy()
+            alone[slot] = revised[slot]
+            assert tokens == (revised if spread else alone.tolist())
+
+
 def test_editing_without_an_end_is_ended() -> None:
     """A network that changes its mind at every step costs edit_steps evaluations more, and never more than
     max_steps."""

@@ -95,7 +95,12 @@ class Windows:
         """Denoises the windows in order: a token is revised where another is likelier than `threshold`, in up to
         `passes` evaluations a window, of which a window without a revision takes one. Returns what became of each
         token."""
-        settings: dict[str, Any] = {"edit_threshold": threshold, "edit_steps": passes, "max_steps": passes}
+        settings: dict[str, Any] = {
+            "edit_threshold": threshold,
+            "edit_spread": True,
+            "edit_steps": passes,
+            "max_steps": passes,
+        }
         number = 0
         while number < len(self.windows):
             prompt, until = self._prompt(self.windows[number:])

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 def edits(canvas: Canvas, reading: Reading) -> np.ndarray | None:
     """bool [C], None without token editing: settled slots whose argmax is another token, with a probability above
-    edit_threshold (LLaDA2.1's T2T). They take the argmax."""
+    edit_threshold (LLaDA2.1's T2T), and with edit_spread the run of slots around each whose argmax is another token,
+    however sure. They take the argmax."""
     limit = canvas.settings.edit_threshold
     if limit is None:
         return None
     editable = canvas.settled & canvas.live & ~canvas.locked
-    return editable & (reading.best != canvas.tokens) & (reading.peak > np.float32(limit))
+    other = editable & (reading.best != canvas.tokens)
+    sure = other & (reading.peak > np.float32(limit))
+    if not canvas.settings.edit_spread:
+        return sure
+    run = np.cumsum(~other)  # one number for each run of slots that differ
+    return other & np.isin(run, run[sure])
 
 
 def _cap(eta: float, most: float, slots: np.ndarray, probability: np.ndarray) -> np.ndarray:

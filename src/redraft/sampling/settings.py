@@ -84,7 +84,8 @@ class SamplerSettings(WarpSettings):
     (DiffusionGemma); None: constant.
 
     edit_threshold: a settled token is overwritten when the argmax differs and its probability exceeds this
-    (LLaDA2.1 T2T); edit_steps: evaluations it may go on after all slots have settled. remask: ReMDM's
+    (LLaDA2.1 T2T); edit_spread: with it the settled tokens right beside it whose argmax differs too, since the
+    tokens of one word go wrong together; edit_steps: evaluations it may go on after all slots have settled. remask: ReMDM's
     schedule for taking settled tokens back, with remask_eta.
 
     corruption, uniform_share, schedule: the forward process that ancestral and ReMDM run backwards, names in
@@ -107,6 +108,7 @@ class SamplerSettings(WarpSettings):
     renoise: str = "mask"
     temperature_end: float | None = None
     edit_threshold: float | None = None
+    edit_spread: bool = False
     edit_steps: int = 16
     remask: str | None = None
     remask_eta: float = 0.02

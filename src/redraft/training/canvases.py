@@ -123,7 +123,7 @@ def _with_gaps(
     slot = taken = 0
     while slot < length:
         gap = min(int(rng.integers(1, length + 1)), length - slot)
-        surplus = int(rng.integers(0, gap // 2 + 1)) if rng.random() < 0.7 else 0
+        surplus = int(rng.integers(0, gap)) if rng.random() < 0.7 else 0
         held = text[taken : taken + gap - surplus]
         target[slot : slot + len(held)] = held
         slot, taken = slot + gap, taken + len(held)
