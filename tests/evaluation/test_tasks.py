@@ -315,11 +315,13 @@ def test_a_broken_gzip(tmp_path: Path) -> None:
         read(TASKS["humaneval"], tmp_path)
 
 
-@pytest.mark.skipif(not UNSAFE, reason="there is a sandbox here")
 @pytest.mark.parametrize("name", CODE)
-def test_code_is_refused_without_a_sandbox(name: str) -> None:
+def test_code_is_refused_without_a_sandbox(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redraft.evaluation.sandbox.unusable", lambda: "bwrap isn't installed")
+    writer = solver(TASKS[name])
     with pytest.raises(RequestError, match="--unsafe-without-sandbox"):
-        run_task(TASKS[name], solver(TASKS[name]), DATA, TaskSettings(), False)
+        run_task(TASKS[name], writer, DATA, TaskSettings(), False)
+    assert writer.asked == []
 
 
 @pytest.mark.parametrize(

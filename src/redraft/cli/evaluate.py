@@ -27,7 +27,7 @@ BENCHMARKS = (
     "infilling-multi-line",
     "infilling-random-span",
 )
-TASKS = ("likelihood", *BENCHMARKS)
+TASKS = ("likelihood", *BENCHMARKS, "proofread")
 STYLES = ("auto", "chat", "raw")
 
 
@@ -77,7 +77,8 @@ def evaluate(
     as_json: o.Json = False,
 ) -> None:
     """Evaluate a model. likelihood: AR nats and the diffusion bound on a split of prepared data. Benchmarks: pass@1
-    with its interval; code runs in a bubblewrap sandbox. report: one page of all results.
+    with its interval; code runs in a bubblewrap sandbox. proofread: errors found and mended, beside baselines.
+    report: one page of all results.
 
     On the shipped model and two cores likelihood of 300 dialogues takes about two minutes.
     """
@@ -96,7 +97,7 @@ def evaluate(
         decode, effort, seed, max_tokens, temperature, threshold=threshold, canvas=canvas, steps=steps
     )
     if data is None:
-        what = "the folder of its file" if tasks[0] in BENCHMARKS else "a folder made by `redraft prepare`"
+        what = "a folder made by `redraft prepare`" if tasks[0] == "likelihood" else "the folder of its file"
         raise RequestError(f"eval {tasks[0]} needs --data, {what}")
     from redraft.hub import resolve
 
@@ -166,6 +167,14 @@ def _benchmark(
 
     chats = model.tokenizer.template is not None
     told = run_task(FILES[name], cast(Writer, model), data, settings, chats, watched) | machine(model)
+    return told, lines(told)
+
+
+def _proofread(model: Model, data: Path, watched: Progress) -> tuple[dict[str, Any], list[str]]:
+    from redraft.evaluation.editors import Proofreader, lines, proofreading
+    from redraft.evaluation.writing import machine
+
+    told = proofreading(cast(Proofreader, model), data, watched) | machine(model)
     return told, lines(told)
 
 
