@@ -110,9 +110,10 @@ def rewriting(model: Rewriter, prompt: Callable[[str], Any], **options: Any) -> 
 
     def rewrite(text: str) -> str:
         bare = text.strip()
+        if not bare:
+            return text
         told = {"decode": "ar", "temperature": 0.0, "seed": 0} | options
-        written = model.generate(prompt(text), **told).text.strip()
-        return text.replace(bare, written, 1) if bare else text
+        return text.replace(bare, model.generate(prompt(text), **told).text.strip(), 1)
 
     return rewrite
 

@@ -114,20 +114,12 @@ class Sandbox:
         # The program says a word nobody could know beforehand when it has come to its end.
         word = secrets.token_hex(16)
         with tempfile.TemporaryDirectory(prefix="redraft-") as folder:
-            (Path(folder) / "program.py").write_text(f"{code}\nprint({word!r}, flush=True)\n", "utf-8")
-            ran = _run(self._command(folder), folder, self.limits)
+            program = f"{code}\nprint({word!r}, flush=True)\n"
+            (Path(folder) / "program.py").write_bytes(program.encode("utf-8", "replace"))
+            ran = _run(_command(folder, self.limits, self.shut_in), folder, self.limits)
         reached = ran.status == "ok" and ran.stdout.rstrip("\n").endswith(word)
         status: Status = "failed" if ran.status == "ok" and not reached else ran.status
         return Ran(status, ran.stdout.replace(word, "").rstrip("\n"), ran.stderr, ran.seconds)
-
-    def _command(self, folder: str) -> list[str]:
-        limits = self.limits
-        numbers = (limits.cpu, limits.memory, limits.processes, limits.file)
-        if not self.shut_in:
-            told = (str(Path(folder) / "program.py"), "alone", *map(str, numbers))
-            return [_python(), "-I", "-B", "-c", _GUARD, *told]
-        told = ("/program/program.py", "watched", *map(str, numbers))
-        return [*_bubblewrap(folder, limits.file), _python(), "-I", "-B", "-c", _GUARD, *told]
 
 
 @cache
@@ -139,12 +131,19 @@ def unusable() -> str | None:
         return "bwrap isn't installed"
     with tempfile.TemporaryDirectory(prefix="redraft-") as folder:
         (Path(folder) / "program.py").write_text("", "utf-8")
-        probe = Sandbox.__new__(Sandbox)
-        probe.limits, probe.shut_in = Limits(), True
-        ran = _run(probe._command(folder), folder, probe.limits)
+        ran = _run(_command(folder, Limits(), shut_in=True), folder, Limits())
     if ran.status == "ok":
         return None
     return f"here bwrap fails ({' '.join(ran.stderr.split())[:200] or ran.status})"
+
+
+def _command(folder: str, limits: Limits, shut_in: bool) -> list[str]:
+    """What runs folder/program.py under its guard."""
+    numbers = map(str, (limits.cpu, limits.memory, limits.processes, limits.file))
+    guard = [_python(), "-I", "-B", "-c", _GUARD]
+    if not shut_in:
+        return [*guard, str(Path(folder) / "program.py"), "alone", *numbers]
+    return [*_bubblewrap(folder, limits.file), *guard, "/program/program.py", "watched", *numbers]
 
 
 def _python() -> str:
