@@ -60,6 +60,7 @@ def test_code_is_judged(redraft: Redraft, folder: Path) -> None:
 
 
 def test_code_is_refused_without_bubblewrap(redraft: Redraft, folder: Path, tmp_path: Path) -> None:
+    unusable.cache_clear()  # the command line runs in a fork of this process
     shown = redraft("eval", "mbpp", "-m", folder, "--data", FILES, "--backend", "torch", PATH=str(tmp_path))
     assert (shown.status, shown.err.count("\n")) == (2, 1)
     assert "--unsafe-without-sandbox" in shown.err

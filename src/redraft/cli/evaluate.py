@@ -113,9 +113,11 @@ def evaluate(
             import redraft
 
             loaded = loaded or redraft.load(model, backend=backend)
-            told[task], said = _benchmark(
-                task, loaded, data, _settings(checked, limit, style, unsafe), watched
-            )
+            if task == "proofread":
+                told[task], said = _proofread(loaded, data, watched)
+            else:
+                settings = _settings(checked, limit, style, unsafe)
+                told[task], said = _benchmark(task, loaded, data, settings, watched)
         report += said
     watched("")
     show(told, report, as_json)

@@ -52,11 +52,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """text: the number; note: its interval and count. share, low, high: for the plot, None for other numbers."""
+    """text: the number; note: its interval and count. share, low, high: a benchmark's, for the plot."""
 
     text: str
     note: str = ""
-    share: float | None = None
+    share: float = 0.0
     low: float = 0.0
     high: float = 1.0
 
@@ -210,7 +210,7 @@ def _where(told: dict[str, Any]) -> str:
 
 
 def _plots(page: Page, folder: Path) -> list[Path]:
-    rows = [r for r in page.rows if any(c.share is not None for c in r.cells.values())]
+    rows = [r for r in page.rows if r.domain != "speed"]
     if find_spec("matplotlib") is None or not rows:
         return []
     from redraft.evaluation.plots import plot_quality_over_speed, plot_shares
@@ -223,7 +223,7 @@ def _plots(page: Page, folder: Path) -> list[Path]:
     plot_shares(shares, [_heading(page, c) for c in page.columns], path)
     rates = {r.title: r.cells for r in page.rows if r.domain == "speed"}
     points = [
-        (r.title, _heading(page, c), float(rates[f"{r.title}, tokens/s"][c].text), 100 * (cell.share or 0.0))
+        (r.title, _heading(page, c), float(rates[f"{r.title}, tokens/s"][c].text), 100 * cell.share)
         for r in rows
         for c, cell in r.cells.items()
     ]

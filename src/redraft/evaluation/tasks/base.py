@@ -83,7 +83,7 @@ def read(task: Task, folder: Path) -> Source:
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except (OSError, EOFError, ValueError) as error:
         raise RequestError(f"{path} can't be read: {error}") from None
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             record = _record(task, line, f"{path}, line {number}")

@@ -82,7 +82,7 @@ def run_task(
     source = read(task, data)
     sandbox = None if task.program is None else Sandbox(unsafe=settings.unsafe)
     records = drawn([r for r in source.records if task.asked(r)], settings.limit, settings.seed)
-    samples = []
+    samples: list[dict[str, Any]] = []
     for at, record in enumerate(records):
         progress(f"{task.name}: {at} of {len(records)}, {sum(s['passed'] for s in samples)} right")
         question = task.ask(record, style, source.records)
