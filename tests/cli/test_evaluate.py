@@ -77,7 +77,7 @@ def test_code_is_refused_without_bubblewrap(redraft: Redraft, folder: Path, tmp_
         (["gsm8k", "--data", str(FILES), "--decode", "beam"], "--decode must be one of"),
         (["gsm8k", "--data", str(FILES), "--effort", "none"], "unknown effort 'none'"),
         (["infilling-single-line", "--data", str(FILES), "--decode", "verified"], "not verified"),
-        (["proofread", "--data", "/no/such"], "proofread_valid.jsonl can't be read"),
+        (["proofread", "--data", "/no/such"], "holds no valid data"),
         (["report"], "needs files"),
         (["report", "/no/such.json"], "can't be read"),
     ],

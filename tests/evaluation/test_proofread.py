@@ -234,7 +234,7 @@ def test_what_was_edited_falsely_can_be_looked_at() -> None:
     assert edited(str.upper, [Pair("a", "b", "c")]) == [Triple("a", "b", "B", "c")]
 
 
-def test_a_model_at_the_threshold_that_validation_chooses(tmp_path: Path) -> None:
+def test_a_model_at_the_threshold_that_validation_chooses() -> None:
     class Model:
         tokenizer = type("Plain", (), {"special_ids": {}})()
 
@@ -244,12 +244,8 @@ def test_a_model_at_the_threshold_that_validation_chooses(tmp_path: Path) -> Non
         def generate(self, prompt: Any, **options: Any) -> Any:
             return type("Written", (), {"text": prompt[0]["content"].partition("\n")[2].upper()})()
 
-    def write(name: str, pairs: list[Pair]) -> None:
-        (tmp_path / name).write_text("".join(json.dumps(vars(p)) + "\n" for p in pairs))
-
-    write("proofread_valid.jsonl", PAIRS)
-    write("proofread_test.jsonl", [*PAIRS, Pair(GOOD + " 1", "I want to go the park. 1", "word_dropped")])
-    told = proofreading(Model(), tmp_path)  # type: ignore[arg-type]
+    strange = Pair(GOOD + " 1", "I want to go the park. 1", "word_dropped")
+    told = proofreading(Model(), PAIRS, [*PAIRS, strange])  # type: ignore[arg-type]
     assert told["threshold"] == 0.6
     assert told["unseen"] == ["word_dropped"]
     assert list(told["editors"])[:3] == ["nothing", "diffusion", "AR rewriting"]
@@ -257,8 +253,6 @@ def test_a_model_at_the_threshold_that_validation_chooses(tmp_path: Path) -> Non
     assert told["editors"]["diffusion"]["unseen"]["errors"] == 1
     assert told["editors"]["AR rewriting"]["seen"]["false_edits"] == 1.0
     assert lines(told)[-1] == "threshold 0.6, chosen on validation texts"
-    with pytest.raises(RequestError, match="proofread_valid.jsonl can't be read"):
-        proofreading(Model(), tmp_path / "none")  # type: ignore[arg-type]
 
 
 def test_rewriting_is_asked_for_as_the_model_was_taught() -> None:

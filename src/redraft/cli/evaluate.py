@@ -43,7 +43,8 @@ def evaluate(
         Path | None, typer.Option(help="A prepared folder; for benchmarks, the folder of their files.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Benchmarks: so many questions, drawn by --seed (all of them).")
+        int | None,
+        typer.Option(help="Benchmarks: so many questions, drawn by --seed (all); proofread: texts (400)."),
     ] = None,
     decode: o.Decode = "diffusion",
     effort: o.Effort = None,
@@ -114,7 +115,7 @@ def evaluate(
 
             loaded = loaded or redraft.load(model, backend=backend)
             if task == "proofread":
-                told[task], said = _proofread(loaded, data, watched)
+                told[task], said = _proofread(loaded, data, limit, seed, watched)
             else:
                 settings = _settings(checked, limit, style, unsafe)
                 told[task], said = _benchmark(task, loaded, data, settings, watched)
@@ -172,11 +173,15 @@ def _benchmark(
     return told, lines(told)
 
 
-def _proofread(model: Model, data: Path, watched: Progress) -> tuple[dict[str, Any], list[str]]:
+def _proofread(
+    model: Model, data: Path, limit: int | None, seed: int, watched: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    from redraft.evaluation.damaged import pairs_of
     from redraft.evaluation.editors import Proofreader, lines, proofreading
     from redraft.evaluation.writing import machine
 
-    told = proofreading(cast(Proofreader, model), data, watched) | machine(model)
+    valid, test = pairs_of(data, model.tokenizer, limit, seed)
+    told = proofreading(cast(Proofreader, model), valid, test, watched) | machine(model)
     return told, lines(told)
 
 

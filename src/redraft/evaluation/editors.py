@@ -186,14 +186,15 @@ def compare(
     return {"texts": len(pairs), "errors": sum(bool(p.kind) for p in pairs), "editors": out}
 
 
-def proofreading(model: Proofreader, folder: Path, progress: Progress = lambda text: None) -> dict[str, Any]:
-    """`compare` on a folder's proofread_test.jsonl: the model at the threshold that proofread_valid.jsonl chooses,
-    against doing nothing, its AR self rewriting the text, and a spelling dictionary where symspellpy is installed.
+def proofreading(
+    model: Proofreader, valid: Sequence[Pair], test: Sequence[Pair], progress: Progress = lambda text: None
+) -> dict[str, Any]:
+    """`compare` on test texts: the model at the threshold that the validation texts choose, against doing nothing, its
+    AR self rewriting the text, and a spelling dictionary where symspellpy is installed.
 
     Kinds of error that the validation texts lack count as not seen. threshold: None where every one edits too many
-    right texts; the model then stands with the strictest. Raises RequestError for missing or broken files.
+    right texts; the model then stands with the strictest.
     """
-    valid, test = load_pairs(folder / VALID), load_pairs(folder / TEST)
 
     def at(text: str, threshold: float) -> str:
         return str(model.edit(text, threshold=threshold).text)
