@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
@@ -28,6 +28,7 @@ def last_doubled(text: Words, rng: Random) -> tuple[Words, str] | None:
     return [*text, text[-1]], "last_doubled"
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40))
 def test_words_are_the_text(text: str) -> None:
     assert "".join(words(text)) == text

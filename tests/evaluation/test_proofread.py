@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.errors import RequestError
@@ -47,6 +47,7 @@ def test_pieces() -> None:
     assert pieces("") == []
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40))
 def test_pieces_are_the_text(text: str) -> None:
     assert "".join(pieces(text)) == text
@@ -55,6 +56,7 @@ def test_pieces_are_the_text(text: str) -> None:
 WORDS = st.lists(st.sampled_from([" a", " b", " a.", " c"]), max_size=8).map("".join)
 
 
+@settings(max_examples=60, deadline=None)
 @given(WORDS, WORDS)
 def test_changes_make_the_one_text_of_the_other(before: str, after: str) -> None:
     given = pieces(before)
@@ -137,6 +139,7 @@ def test_kinds_are_counted_apart() -> None:
 TEXTS = st.tuples(WORDS, WORDS, WORDS).map(lambda t: Triple(*t))
 
 
+@settings(max_examples=60, deadline=None)
 @given(TEXTS)
 def test_counts_hold_together(triple: Triple) -> None:
     c = count(triple)

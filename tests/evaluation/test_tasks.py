@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Completion
@@ -333,6 +333,7 @@ def test_wilson_intervals_of_the_literature(passed: int, count: int, low: float,
     assert wilson(passed, count) == pytest.approx((low, high), abs=5e-5)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_ends_solve_the_score_equation(counts: tuple[int, int]) -> None:
     passed, count = counts
