@@ -92,8 +92,12 @@ def changes(before: Sequence[str], after: Sequence[str]) -> list[Change]:
     """What to do to `before` so that it becomes `after`; an insertion or deletion that could stand in several places
     (one of two equal words) stands in the first."""
     matcher = SequenceMatcher(None, before, after, autojunk=False)
-    found = [Change(i, j, tuple(after[k:n])) for tag, i, j, k, n in matcher.get_opcodes() if tag != "equal"]
-    return [_first_place(change, before) for change in found]
+    found: list[Change] = []
+    for tag, i, j, k, n in matcher.get_opcodes():
+        if tag != "equal":
+            floor = found[-1].stop if found else 0
+            found.append(_first_place(Change(i, j, tuple(after[k:n])), before, floor))
+    return found
 
 
 def count(triple: Triple) -> Counts:
@@ -167,13 +171,14 @@ def score_instructions(triples: Iterable[Triple]) -> Instructed:
     return Instructed(texts, done, begun, local, to_keep, kept)
 
 
-def _first_place(change: Change, before: Sequence[str]) -> Change:
+def _first_place(change: Change, before: Sequence[str], floor: int) -> Change:
+    """As far left as it makes the same text, and not past `floor`, where the change before it ends."""
     start, stop, new = change.start, change.stop, list(change.new)
     if not new:
-        while start and before[start - 1] == before[stop - 1]:
+        while start > floor and before[start - 1] == before[stop - 1]:
             start, stop = start - 1, stop - 1
     elif start == stop:
-        while start and before[start - 1] == new[-1]:
+        while start > floor and before[start - 1] == new[-1]:
             new = [new[-1], *new[:-1]]
             start, stop = start - 1, stop - 1
     return Change(start, stop, tuple(new))
