@@ -118,3 +118,34 @@ def test_what_can_not_be_scored() -> None:
     with pytest.raises(RequestError, match="the text has 193 tokens and the context 192"):
         likelihood(backend(), np.full(193, 5))
     assert likelihood(backend(mask_token_id=None), TEXT).nelbo is None
+
+
+@pytest.mark.parametrize("layout", ["causal_context", "block_causal", "full"])
+def test_a_text_behind_a_given_one(layout: str) -> None:
+    """Only the tokens behind are scored, and each of them once; in AR the two parts add up to the whole."""
+    on = backend(layout=layout)
+    for given in (1, 2, 3, 6):
+        covered = sorted(t for b in blocks(on.config, 7, 2, given) for t in range(b.start + b.given, b.stop))
+        assert covered == list(range(given, 7))
+    tail = likelihood(on, TEXT, given=4, strata=2, replicates=2)
+    assert tail.tokens == 3
+    assert tail.nelbo is not None
+    if layout == "causal_context":
+        whole, head = likelihood(on, TEXT, replicates=0), likelihood(on, TEXT[:4], replicates=0)
+        assert whole.nelbo is None
+        assert head.ar_nll + tail.ar_nll == pytest.approx(whole.ar_nll, abs=1e-5)
+    with pytest.raises(RequestError, match="too short"):
+        likelihood(on, TEXT, given=7)
+
+
+def test_greedy_is_told_of_the_encode_role() -> None:
+    on = backend()
+    text = list(TEXT[:3])
+    for _ in range(4):
+        row = on.forward([Pass(on.new_context(8), np.array(text), "all")])[0].encode[-1].copy()
+        row[[MASK, NULL]] = -np.inf
+        text.append(int(row.argmax()))
+    assert likelihood(on, np.array(text), replicates=0, given=3).ar_greedy is True
+    text[4] = (text[4] + 1) % 40
+    assert likelihood(on, np.array(text), replicates=0, given=3).ar_greedy is False
+    assert likelihood(backend(layout="full"), TEXT, replicates=0).ar_greedy is None

@@ -1,10 +1,10 @@
-"""redraft eval: quality of a model on data that it was not trained on."""
+"""redraft eval: quality of a model on data that it was not trained on, and the page that shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -15,64 +15,190 @@ from redraft.hub import DEFAULT_MODEL
 from redraft.hub.names import did_you_mean
 
 if TYPE_CHECKING:
-    from redraft.evaluation.heldout import HeldOutSettings
+    from redraft.api import Model
+    from redraft.evaluation.tasks.run import TaskSettings
     from redraft.evaluation.writing import Progress
+
+BENCHMARKS = (
+    "gsm8k",
+    "humaneval",
+    "mbpp",
+    "infilling-single-line",
+    "infilling-multi-line",
+    "infilling-random-span",
+)
+TASKS = ("likelihood", *BENCHMARKS, "proofread")
+STYLES = ("auto", "chat", "raw")
+
+
+def evaluate(
+    context: typer.Context,
+    tasks: Annotated[
+        list[str],
+        typer.Argument(help=f"Any of {', '.join(TASKS)}; or report FILE…, results of --json as one page."),
+    ],
+    model: o.Model = DEFAULT_MODEL,
+    backend: o.Backend = "auto",
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared folder; for benchmarks, the folder of their files.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Benchmarks: so many questions, drawn by --seed (all); proofread: texts (400)."),
+    ] = None,
+    decode: o.Decode = "diffusion",
+    effort: o.Effort = None,
+    temperature: o.Temperature = None,
+    threshold: o.Threshold = None,
+    steps: o.Steps = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Length limit of an answer (the benchmark's own).")
+    ] = None,
+    style: Annotated[
+        str, typer.Option(help="chat, raw (text to be continued), or auto: chat where the model can.")
+    ] = "auto",
+    split: Annotated[str, typer.Option(help="likelihood: valid, test or train.")] = "valid",
+    documents: Annotated[
+        int, typer.Option(help="likelihood: so many documents, drawn by --seed (0: all of them).")
+    ] = 300,
+    copies: Annotated[
+        int, typer.Option(help="likelihood: corrupted copies of each canvas; more narrow the error.")
+    ] = 4,
+    canvas: Annotated[int | None, typer.Option(help="Slots a canvas.")] = None,
+    seed: Annotated[int, typer.Option(help="Names the noise; draws documents and questions.")] = 0,
+    unsafe: Annotated[
+        bool,
+        typer.Option(
+            "--unsafe-without-sandbox", help="Run the code a model writes as your own, with no sandbox."
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="report: the folder to write index.html and index.md to.")] = Path(
+        "report"
+    ),
+    as_json: o.Json = False,
+) -> None:
+    """Evaluate a model. likelihood: AR nats and the diffusion bound on a split of prepared data. Benchmarks: pass@1
+    with its interval; code runs in a bubblewrap sandbox. proofread: errors found and mended, beside baselines.
+    report: one page of all results.
+
+    On the shipped model and two cores likelihood of 300 dialogues takes about two minutes.
+    """
+    if tasks[0] == "report":
+        _report([Path(t) for t in tasks[1:]], out, as_json)
+        return
+    for task in tasks:
+        if task not in TASKS:
+            raise RequestError(f"there is no task {task!r}{did_you_mean(task, TASKS)} ({', '.join(TASKS)})")
+    o.one_of("--backend", backend, o.BACKENDS)
+    o.one_of("--style", style, STYLES)
+    o.at_least("--documents", documents, 0)
+    o.at_least("--copies", copies, 2)
+    o.at_least("--limit", limit, 1)
+    checked = o.SamplingOptions(
+        decode, effort, seed, max_tokens, temperature, threshold=threshold, canvas=canvas, steps=steps
+    )
+    if data is None:
+        what = "a folder made by `redraft prepare`" if tasks[0] == "likelihood" else "the folder of its file"
+        raise RequestError(f"eval {tasks[0]} needs --data, {what}")
+    from redraft.hub import resolve
+
+    found = resolve(model)
+    watched = progress()
+    told: dict[str, Any] = {"model": found.name, "command": command_line(context)}
+    report: list[str] = []
+    loaded: Model | None = None
+    for task in tasks:
+        if task == "likelihood":
+            told[task], said = _likelihood(found.path, data, watched, split, documents, copies, canvas, seed)
+        else:
+            import redraft
+
+            loaded = loaded or redraft.load(model, backend=backend)
+            if task == "proofread":
+                told[task], said = _proofread(loaded, data, limit, seed, watched)
+            else:
+                settings = _settings(checked, limit, style, unsafe)
+                told[task], said = _benchmark(task, loaded, data, settings, watched)
+        report += said
+    watched("")
+    show(told, report, as_json)
 
 
 def _likelihood(
-    folder: Path, data: Path | None, settings: HeldOutSettings, watched: Progress
+    folder: Path,
+    data: Path,
+    watched: Progress,
+    split: str,
+    documents: int,
+    copies: int,
+    canvas: int | None,
+    seed: int,
 ) -> tuple[dict[str, Any], list[str]]:
     from redraft.evaluation import heldout
 
-    if data is None:
-        raise RequestError("eval likelihood needs --data, a folder made by `redraft prepare`")
+    settings = heldout.HeldOutSettings(
+        split=split, documents=documents or None, copies=copies, canvas=canvas, seed=seed
+    )
     told = heldout.likelihood(folder, data, settings, watched)
     return told, heldout.lines(told)
 
 
-# A task is a function and one line here.
-TASKS: dict[
-    str, Callable[[Path, Path | None, HeldOutSettings, Progress], tuple[dict[str, Any], list[str]]]
-] = {
-    "likelihood": _likelihood,
-}
+def _settings(checked: o.SamplingOptions, limit: int | None, style: str, unsafe: bool) -> TaskSettings:
+    from redraft.evaluation.tasks.run import TaskSettings
 
-
-def evaluate(
-    tasks: Annotated[list[str], typer.Argument(help=f"Any of {', '.join(TASKS)}.")],
-    model: o.Model = DEFAULT_MODEL,
-    data: Annotated[Path | None, typer.Option(help="A prepared folder.")] = None,
-    split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
-    documents: Annotated[
-        int, typer.Option(help="So many documents, drawn by --seed (0: all of them).")
-    ] = 300,
-    copies: Annotated[int, typer.Option(help="Corrupted copies of each canvas; more narrow the error.")] = 4,
-    canvas: Annotated[int | None, typer.Option(help="Slots a canvas.")] = None,
-    seed: Annotated[int, typer.Option(help="Names the noise and draws the documents.")] = 0,
-    as_json: o.Json = False,
-) -> None:
-    """Evaluate a model. likelihood: AR nats and the diffusion bound on a split of prepared data.
-
-    On the shipped model and two cores 300 dialogues take about two minutes.
-    """
-    for task in tasks:
-        if task not in TASKS:
-            raise RequestError(f"there is no task {task!r}{did_you_mean(task, TASKS)} ({', '.join(TASKS)})")
-    o.at_least("--documents", documents, 0)
-    o.at_least("--copies", copies, 2)
-    o.at_least("--canvas", canvas, 1)
-    from redraft.evaluation.heldout import HeldOutSettings
-    from redraft.hub import resolve
-
-    found = resolve(model)
-    settings = HeldOutSettings(
-        split=split, documents=documents or None, copies=copies, canvas=canvas, seed=seed
+    return TaskSettings(
+        limit=limit,
+        style=cast(Literal["auto", "chat", "raw"], style),
+        decode=checked.decode,
+        effort=checked.effort,
+        temperature=checked.temperature,
+        threshold=checked.threshold,
+        canvas=None if checked.canvas is None else int(checked.canvas),
+        steps=checked.steps,
+        max_tokens=checked.max_tokens,
+        seed=checked.seed or 0,
+        unsafe=unsafe,
     )
-    watched = progress()
-    told: dict[str, Any] = {"model": found.name}
-    report: list[str] = []
-    for task in tasks:
-        told[task], said = TASKS[task](found.path, data, settings, watched)
-        report += said
-    watched("")
-    show(told, report, as_json)
+
+
+def _benchmark(
+    name: str, model: Model, data: Path, settings: TaskSettings, watched: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    from redraft.evaluation.tasks import TASKS as FILES
+    from redraft.evaluation.tasks.run import Writer, lines, run_task
+    from redraft.evaluation.writing import machine
+
+    chats = model.tokenizer.template is not None
+    told = run_task(FILES[name], cast(Writer, model), data, settings, chats, watched) | machine(model)
+    return told, lines(told)
+
+
+def _proofread(
+    model: Model, data: Path, limit: int | None, seed: int, watched: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    from redraft.evaluation.damaged import pairs_of
+    from redraft.evaluation.editors import Proofreader, lines, proofreading
+    from redraft.evaluation.writing import machine
+
+    valid, test = pairs_of(data, model.tokenizer, limit, seed)
+    told = proofreading(cast(Proofreader, model), valid, test, watched) | machine(model)
+    return told, lines(told)
+
+
+def _report(files: list[Path], out: Path, as_json: bool) -> None:
+    from redraft.evaluation.page import write_page
+
+    written = write_page(files, out)
+    show({"written": [str(p) for p in written]}, [f"wrote {p}" for p in written], as_json)
+
+
+def command_line(context: typer.Context) -> str:
+    """What was asked for, as it could be typed: the arguments and every option that isn't at its default."""
+    words = ["redraft", "eval", *context.params["tasks"]]
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if option.param_type_name != "option" or value == option.default or value is None:
+            continue
+        flag = max(option.opts, key=len)
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(w for w in words if w != "--json")

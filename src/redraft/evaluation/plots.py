@@ -167,3 +167,43 @@ def plot_adaptive(told: dict[str, Any], path: Path) -> None:
     third.set(xlabel="edit threshold", ylabel="%", title="5 % of settled tokens swapped")
     third.legend(fontsize=8)
     save(made, path)
+
+
+def plot_shares(
+    shares: dict[str, dict[str, tuple[float, float, float]]], names: list[str], path: Path
+) -> None:
+    """For each title a row of points with their intervals, one a name: share, low and high, as parts of 1."""
+    made, axes = figure(1)
+    axis = axes[0][0]
+    made.set_size_inches(7.5, 1.2 + 0.22 * len(names) * len(shares) + 0.3 * len(shares))
+    for j, name in enumerate(names):
+        at, value, below, above = [], [], [], []
+        for i, title in enumerate(shares):
+            if name in shares[title]:
+                share, low, high = (100 * x for x in shares[title][name])
+                at.append(i + (j - (len(names) - 1) / 2) * 0.8 / len(names))
+                value.append(share)
+                below.append(max(0.0, share - low))
+                above.append(max(0.0, high - share))
+        axis.errorbar(value, at, xerr=[below, above], fmt="o", capsize=3, markersize=4, label=name)
+    axis.set_yticks(range(len(shares)), list(shares))
+    axis.invert_yaxis()
+    axis.set(xlabel="pass@1, %, with 95 % Wilson interval", xlim=(0, 100))
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8)
+    save(made, path)
+
+
+def plot_quality_over_speed(points: list[tuple[str, str, float, float]], path: Path) -> None:
+    """points: benchmark (its marker), way of writing (its colour), tokens/s, pass@1 in %."""
+    made, axes = figure(1)
+    axis = axes[0][0]
+    titles = list(dict.fromkeys(p[0] for p in points))
+    names = list(dict.fromkeys(p[1] for p in points))
+    for title, name, rate, share in points:
+        marker, colour = "osD^vPX"[titles.index(title) % 7], f"C{names.index(name) % 10}"
+        axis.plot(rate, share, marker=marker, color=colour, linestyle="", label=f"{title}, {name}")
+    axis.set(xlabel="tokens/s", ylabel="pass@1, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    save(made, path)
