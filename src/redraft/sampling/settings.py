@@ -85,8 +85,8 @@ class SamplerSettings(WarpSettings):
 
     edit_threshold: a settled token is overwritten when the argmax differs and its probability exceeds this
     (LLaDA2.1 T2T); edit_spread: with it the settled tokens right beside it whose argmax differs too, since the
-    tokens of one word go wrong together; edit_steps: evaluations it may go on after all slots have settled. remask: ReMDM's
-    schedule for taking settled tokens back, with remask_eta.
+    tokens of one word go wrong together; edit_steps: evaluations it may go on after all slots have settled.
+    remask: ReMDM's schedule for taking settled tokens back, with remask_eta.
 
     corruption, uniform_share, schedule: the forward process that ancestral and ReMDM run backwards, names in
     the registries of redraft.corruption; start: its time at step 0, below 1 to begin with text that is half
