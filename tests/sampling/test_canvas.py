@@ -32,6 +32,7 @@ RULES = [
     {"accept": "threshold", "threshold": 0.4, "renoise": "uniform"},
     {"accept": "threshold", "threshold": 0.5, "edit_threshold": 0.3, "edit_steps": 3},
     {"accept": "threshold", "threshold": 0.5, "steps": 4, "confident_entropy": 0.5},
+    {"accept": "threshold", "threshold": 0.3, "length_first": True},
     {"accept": "quota", "steps": 3},
     {"accept": "quota", "steps": 8, "remask": "cap", "remask_eta": 0.3},
     {"accept": "entropy_bound", "entropy_bound": 0.5},
@@ -233,3 +234,28 @@ def test_needs_no_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "src"}, check=False).returncode == 0
     )
+
+
+def test_the_first_step_decides_the_length() -> None:
+    """Slots 0 and 3 are sure of a token, 2 of being empty; from there on all are empty, and no null comes later."""
+    settings = SamplerSettings(canvas_length=5, threshold=0.9, length_first=True)
+    logits = np.zeros((5, FULL.vocab_size), dtype=np.float32)
+    logits[0, 1] = logits[3, 2] = 9.0
+    logits[2, FULL.null_id] = 9.0
+    logits[1, FULL.null_id] = 0.1  # its likeliest, but less likely than all the others together
+    canvas = advance(begin(settings, FULL, NoiseKey(0), 0), logits)
+    null = FULL.null_id
+    assert canvas.tokens[[0, 2, 3, 4]].tolist() == [1, null, null, null]
+    assert canvas.open.tolist() == [False, True, False, False, False]
+    last = advance(canvas, logits)
+    assert last.finished
+    assert last.tokens[1] not in (null, FULL.mask_id)
+
+
+def test_a_length_is_decided_for_each_run_of_open_slots() -> None:
+    settings = SamplerSettings(canvas_length=5, threshold=0.9, length_first=True)
+    logits = np.zeros((5, FULL.vocab_size), dtype=np.float32)
+    logits[1, FULL.null_id] = logits[4, FULL.null_id] = 9.0
+    canvas = begin(settings, FULL, NoiseKey(0), 0, locked={2: 3})
+    canvas = advance(canvas, logits)
+    assert canvas.open.tolist() == [True, False, False, True, False]

@@ -122,6 +122,12 @@ class Engine:
         """Rows of keys and values that active and kept contexts may occupy."""
         return sum(ticket.rows for ticket in self._active) + self._prefixes.rows
 
+    def forget(self) -> None:
+        """Gives up all contexts of finished answers: the next prompt is read from its beginning."""
+        self._release()
+        while self._prefixes.evict():
+            pass
+
     def step(self) -> list[tuple[Ticket, Event]]:
         """One network evaluation for all active answers, and what it brought. Empty when there's nothing to
         do."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from redraft.api import Model
 from redraft.errors import RequestError
-from redraft.evaluation import adaptive, batching, frontier, latency, plots, speed
+from redraft.evaluation import adaptive, batching, editing, frontier, latency, plots, speed
 from redraft.evaluation.prompts import Dialogues, load_dialogues, pick_prompts
 from redraft.evaluation.writing import Progress, Way
 
@@ -170,6 +170,12 @@ def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Pr
     return adaptive.adaptive(model, dialogues, settings, progress)
 
 
+def _edit(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    texts, tokens = options.size((24, 200), (2, 40))
+    settings = editing.Editing(texts=texts, tokens=tokens, seed=options.seed)
+    return editing.editing(model, dialogues, settings, progress)
+
+
 BENCHES: dict[str, Bench] = {
     "speed": Bench(
         "tokens/s of diffusion and verified against AR (about 1 minute)",
@@ -200,6 +206,12 @@ BENCHES: dict[str, Bench] = {
         _adaptive,
         adaptive.lines,
         plots.plot_adaptive,
+    ),
+    "edit": Bench(
+        "editing a text in place against AR writing all of it (about 1 minute)",
+        _edit,
+        editing.lines,
+        plots.plot_edit,
     ),
 }
 

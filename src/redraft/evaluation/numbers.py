@@ -137,6 +137,18 @@ def latency(results: Results) -> str:
     return f"{out}\n\nMilliseconds, p50 / p95, prompt included.{start} {where(told)}"
 
 
+def edit(results: Results) -> str:
+    told = results["edit"]
+    rows = []
+    for way, m in told["ways"].items():
+        ratio = told["ratio"].get(way)
+        times = "" if ratio is None else "{:.1f} [{:.1f}, {:.1f}]".format(ratio["times"], *ratio["interval"])
+        rows.append([way, *(f"{m[k]:.0f}" for k in ("ms", "p95_ms", "first_ms")), f"{m['nfe']:.1f}", times])
+    head = ["way", "ms, p50", "p95", "first change, ms", "evaluations", "AR's time over it"]
+    local = f"Text outside a selection unchanged, byte for byte: {100 * told['local']:.0f} %."
+    return f"{table(head, rows)}\n\n{told['texts']} texts of {told['tokens']} tokens. {local} {where(told)}"
+
+
 def batch(results: Results) -> str:
     told = results["batch"]
     sizes = list(told["modes"]["ar"]["sizes"])
@@ -260,6 +272,30 @@ def training(results: Results) -> str:
 
 
 # name: what writes it, and what the results must hold for it. A new block is a function and one line here.
+def proofread(results: Results) -> str:
+    from redraft.evaluation.editors import lines
+
+    return "\n".join(lines(results["proofread"]))
+
+
+def filling(results: Results) -> str:
+    told = results["filling"]
+    keys = ("exact", "ar_nll", "length_ratio", "nfe")
+    rows = [
+        [name, f"{100 * m['exact']:.1f} %", *(f"{m[k]:.2f}" for k in keys[1:])]
+        for name, m in told["ways"].items()
+    ]
+    head = [
+        "way",
+        "exact match",
+        "AR NLL of gap and suffix, nats/token",
+        "length ÷ true length",
+        "evaluations",
+    ]
+    about = f"{told['gaps']} gaps of {told['words'][0]} to {told['words'][1]} words in held-out turns."
+    return f"{table(head, rows)}\n\n{about} {where(told)}"
+
+
 BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "speed": (speed, "speed"),
     "latency": (latency, "latency"),
@@ -267,6 +303,9 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "frontier": (frontier, "frontier"),
     "frontier-before": (lambda results: frontier(results, "frontier_before"), "frontier_before"),
     "adaptive": (adaptive, "adaptive"),
+    "edit": (edit, "edit"),
+    "proofread": (proofread, "proofread"),
+    "filling": (filling, "filling"),
     "likelihood": (likelihood, "likelihood"),
     "training": (training, "training"),
 }

@@ -124,6 +124,18 @@ def plot_latency(told: dict[str, Any], path: Path) -> None:
     save(made, path)
 
 
+def plot_edit(told: dict[str, Any], path: Path) -> None:
+    """Median and p95 of an edit's time, beside AR writing the text anew."""
+    made, axes = figure(1)
+    axis = axes[0, 0]
+    for number, (way, m) in enumerate(told["ways"].items()):
+        colour = COLOURS["ar" if way == "ar" else "diffusion"]
+        axis.bar([number - 0.2, number + 0.2], [m["ms"], m["p95_ms"]], 0.35, color=colour)
+    axis.set_xticks(range(len(told["ways"])), list(told["ways"]))
+    axis.set(title=f"editing a text of {told['tokens']} tokens: p50, p95", ylabel="ms")
+    save(made, path)
+
+
 def plot_batch(told: dict[str, Any], path: Path) -> None:
     """Throughput and processor seconds per 1,000 tokens by answers at once."""
     made, axes = figure(2)

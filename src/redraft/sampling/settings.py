@@ -94,6 +94,9 @@ class SamplerSettings(WarpSettings):
     slot), as training by the NELBO teaches ("leave_one_out"), or p(x_0 | everything), as cross-entropy does
     ("full"). They agree at masks.
 
+    length_first: the first step decides how long the text is, by which slots are rather null than not; later steps
+    write no null. One by one, the surest first, nulls would shorten a text of which the model is sure of little else.
+
     stable_steps, confident_entropy: the canvas is also done when its argmax has not changed for that many
     steps and the mean entropy is below that many nats; None: 0.005 where acceptance does not stick, otherwise
     never.
@@ -110,6 +113,7 @@ class SamplerSettings(WarpSettings):
     edit_threshold: float | None = None
     edit_spread: bool = False
     edit_steps: int = 16
+    length_first: bool = False
     remask: str | None = None
     remask_eta: float = 0.02
     corruption: str = "absorbing"

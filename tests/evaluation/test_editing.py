@@ -1,0 +1,89 @@
+"""Editing beside rewriting, and filling beside going on from the left: on the shipped model, few texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+import redraft
+from redraft.api import Model
+from redraft.errors import RequestError
+from redraft.evaluation import editing as e
+from redraft.evaluation import filling as f
+from redraft.evaluation.benches import BENCHES, Options, run_bench
+from redraft.evaluation.prompts import load_dialogues
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    return redraft.load("redraft-tiny")
+
+
+def documents(model: Model) -> list[np.ndarray]:
+    """The packaged dialogues as prepared documents."""
+    found = []
+    for replies in load_dialogues(model.tokenizer).replies:
+        last = replies[-1]
+        found.append(np.concatenate((last.prompt, last.text)))
+    return found
+
+
+def test_bench_edit(tiny: Model, tmp_path: Path) -> None:
+    told = run_bench("edit", tiny, Options(quick=True))
+    assert told["local"] == 1.0
+    assert set(told["ways"]) == set(e.WAYS)
+    assert told["ways"]["ar"]["nfe"] >= 38  # one evaluation a token of a text of 40
+    assert told["ways"]["proofread"]["nfe"] < told["ways"]["ar"]["nfe"]
+    assert len(e.lines(told)) == 6
+    BENCHES["edit"].plot(told, tmp_path / "edit.svg")
+    assert (tmp_path / "edit.svg").read_text().startswith("<?xml")
+
+
+def test_texts_are_long_enough_and_errors_are_swaps(tiny: Model) -> None:
+    settings = e.Editing(texts=3, tokens=60)
+    texts = e.long_texts(tiny, load_dialogues(tiny.tokenizer), settings, Random(0))
+    for text in texts:
+        assert 50 <= len(tiny.tokenizer.encode(text)) <= 66
+        wrong = e._swapped(text, 2, Random(1))
+        assert sorted(wrong) == sorted(text)
+        assert 0 < sum(a != b for a, b in zip(text, wrong, strict=True)) <= 4
+    with pytest.raises(RequestError, match="ask for fewer with --prompts"):
+        e.long_texts(tiny, load_dialogues(tiny.tokenizer), e.Editing(texts=10**6), Random(0))
+
+
+def test_gaps_are_words_of_real_turns(tiny: Model) -> None:
+    found = f.gaps(documents(tiny), tiny, 20, (1, 4), 0)
+    for gap in found:
+        assert 1 <= len(gap.middle.split()) <= 4
+        assert gap.middle[0] == " "
+        assert len(gap.prefix.split()) >= 3
+        assert len(gap.suffix.split()) >= 3
+    assert found == f.gaps(documents(tiny), tiny, 20, (1, 4), 0)
+    with pytest.raises(RequestError, match="lower --limit"):
+        f.gaps(documents(tiny), tiny, 10**6, (1, 4), 0)
+
+
+def test_filling_measures_every_way(tiny: Model) -> None:
+    told = f.filling(tiny, documents(tiny), count=4)
+    assert list(told["ways"]) == [*f.WAYS, "true text"]
+    true = told["ways"]["true text"]
+    assert true["exact"] == true["length_ratio"] == 1.0
+    assert told["ways"]["AR from the left"]["length_ratio"] <= 1.3
+    assert len(f.lines(told)) == 6
+
+
+def test_nats_are_those_of_the_likelihood_of_the_whole_text(tiny: Model) -> None:
+    """Of two texts behind one prefix the difference in nats is that of the texts scored whole."""
+    gap = f.Gap("I would like", " to book", " a table for two people.")
+    ids = f._as_turn(tiny, gap.prefix + gap.middle + gap.suffix)
+    before = f._as_turn(tiny, gap.prefix)
+    from redraft.engine.likelihood import likelihood
+
+    whole = likelihood(tiny.backend, ids, replicates=0).ar_nll
+    first = likelihood(tiny.backend, before, replicates=0).ar_nll
+    assert whole is not None
+    assert first is not None
+    assert f.nats(tiny, gap, gap.middle) * (len(ids) - len(before)) == pytest.approx(whole - first, abs=1e-2)
