@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from redraft.errors import RequestError
-from redraft.sampling import accept, reverse, revise
+from redraft.sampling import accept, length, reverse, revise
 from redraft.sampling.grammar import Allow, first_allowed, in_order
 from redraft.sampling.noise import NoiseKey, random_tokens
 from redraft.sampling.reading import Reading, is_one_of, read
@@ -197,7 +197,7 @@ def advance(
     if allow is not None:
         allowed = first_allowed(canvas, allow)
     if canvas.by_length and canvas.step > 0:
-        allowed = _without_null(canvas, allowed)
+        allowed = length.without_null(canvas, allowed)
     reading = read(canvas, logits, allowed)
     best, unchanged = reading.best, 0
     if settings.edit_threshold is not None:  # settled slots were read too
@@ -258,36 +258,12 @@ def _accept(canvas: Canvas, reading: Reading, last: bool, allow: Allow | None) -
     if allow is not None:
         accepted = in_order(canvas, accepted, reading.choice, allow)
     if canvas.by_length and canvas.step == 0 and not last:
-        return _length_first(canvas, reading, accepted)
+        return length.decide(canvas, reading, accepted)
     # where acceptance does not stick, the argmax is written at the end, never a token sampled on the way
     source = reading.choice if sticky or not last else reading.best
     tokens = np.where(accepted, source, canvas.tokens)
     settled = kept | accepted if sticky or last else accepted | canvas.locked
     return reverse.Move(tokens, settled, canvas.clock + 1, time, last)
-
-
-def _length_first(canvas: Canvas, reading: Reading, accepted: np.ndarray) -> reverse.Move:
-    """Step 0 with `length_first`: in each run of open slots all from the first on that is rather null than not become
-    null, as far as they may, and `accepted` gives way to that: a null before them isn't meant."""
-    null = canvas.vocabulary.null_id
-    assert null is not None
-    size = np.zeros(len(canvas.tokens))
-    highest = reading.bent.max(axis=-1, keepdims=True)
-    weight = np.exp(np.maximum(reading.bent - highest, -1e4))
-    size[reading.rows] = weight[:, null] / weight.sum(axis=-1)
-    empty = np.zeros(len(canvas.tokens), dtype=bool)
-    for slot in np.flatnonzero(canvas.open).tolist():
-        follows = slot > 0 and canvas.open[slot - 1] and empty[slot - 1]
-        empty[slot] = size[slot] > 0.0 and (follows or size[slot] > 0.5)
-    kept = accepted & (reading.choice != null) & ~empty
-    tokens = np.where(empty, null, np.where(kept, reading.choice, canvas.tokens))
-    return reverse.Move(tokens, canvas.settled | kept | empty, canvas.clock + 1, 1.0, False)
-
-
-def _without_null(canvas: Canvas, allowed: np.ndarray | None) -> np.ndarray:
-    mask = np.ones(canvas.vocabulary.vocab_size, dtype=bool) if allowed is None else allowed.copy()
-    mask[..., canvas.vocabulary.null_id] = False
-    return mask
 
 
 def _converged(canvas: Canvas, reading: Reading, unchanged: int) -> bool:
