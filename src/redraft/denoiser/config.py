@@ -82,6 +82,11 @@ class DenoiserConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
+    def autoregressive_only(self) -> bool:
+        """An AR base that nobody has adapted: nothing tells it an open slot from text."""
+        return self.mask_token_id is None and not self.canvas_rows_marked and not self.self_conditioning
+
+    @property
     def noise_token_ids(self) -> tuple[int, ...]:
         """Tokens that stand for "not known yet": no slot may end as one."""
         return tuple(t for t in (self.mask_token_id, self.draft_token_id) if t is not None)

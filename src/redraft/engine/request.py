@@ -120,6 +120,11 @@ class Request:
 
         if self.decode not in WRITERS:
             raise RequestError(f"decode {self.decode!r} is unknown; one of {', '.join(WRITERS)}")
+        if self.decode != "ar" and config.autoregressive_only:
+            raise RequestError(
+                f"this model only writes from left to right: use --decode ar, or adapt it first (redraft adapt); "
+                f"decode {self.decode} needs a denoiser"
+            )
         if self.decode != "diffusion" and config.layout != "causal_context":
             raise RequestError(
                 f"decode {self.decode} needs a model with causal context; this one is {config.layout}"

@@ -44,8 +44,8 @@ def _first_for(folder: str | Path) -> str:
     from redraft.denoiser.config import read_config
     from redraft.denoiser.families import identify
 
-    ours = identify(read_config(folder), str(folder)) is None
+    identify(read_config(folder), str(folder))  # raises for a network that none of them knows
     for name in BACKENDS:
-        if available(name) and (ours or name == "torch"):
+        if available(name):
             return name
-    raise RequestError("this model needs torch: pip install 'redraft[train]'")
+    raise RequestError("no backend is installed: pip install redraft")
