@@ -102,6 +102,10 @@ class DenoiserConfig:
         out["eos_token_ids"] = list(self.eos_token_ids)
         return out
 
+    def to_json(self) -> str:
+        """config.json's text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DenoiserConfig:
         """Raises RequestError when a size is missing or of the wrong type; unknown keys are ignored."""

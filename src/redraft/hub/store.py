@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, sha256
 from redraft.hub.catalogue import BASES
@@ -108,6 +109,21 @@ def resolve(name_or_path: str | os.PathLike[str], verify: bool = True) -> ModelF
     model = find(given)
     check(model.path, verify=verify)
     return model
+
+
+def base_of(folder: str | Path) -> Path | None:
+    """Of an adapter the folder of the base that it names (fetched if it is of the catalogue and not there yet), else
+    None. A base named by a relative path is looked for beside the adapter too. Raises RequestError without it.
+    """
+    folder = Path(folder)
+    if not (folder / ADAPTER_CONFIG).exists():
+        return None
+    name = AdapterConfig.read(folder).base
+    beside = folder / name
+    try:
+        return resolve(beside if beside.is_dir() else name).path
+    except RequestError as error:
+        raise RequestError(f"{folder} is an adapter on {name}: {error}") from None
 
 
 def check(folder: Path, verify: bool = True) -> None:
@@ -221,7 +237,10 @@ def parameters(folder: Path) -> int | None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """model.safetensors, or the shards that its index lists. Raises RequestError for an unreadable index."""
+    """model.safetensors, the shards that its index lists, or an adapter's own file. Raises RequestError for an
+    unreadable index."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return [ADAPTER_WEIGHTS]
     index = read_json(folder / INDEX)
     if index is None:
         return [WEIGHTS]

@@ -7,6 +7,7 @@ import importlib
 from importlib.util import find_spec
 from pathlib import Path
 
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG
 from redraft.engine.backend import Backend
 from redraft.errors import RequestError
 
@@ -45,7 +46,8 @@ def _first_for(folder: str | Path) -> str:
     from redraft.denoiser.families import identify
 
     identify(read_config(folder), str(folder))  # raises for a network that none of them knows
+    adapter = (Path(folder) / ADAPTER_CONFIG).exists()
     for name in BACKENDS:
-        if available(name):
+        if available(name) and (not adapter or name == "torch"):
             return name
-    raise RequestError("no backend is installed: pip install redraft")
+    raise RequestError("this model needs torch: pip install 'redraft[train]'")
