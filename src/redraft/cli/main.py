@@ -13,7 +13,7 @@ import typer
 import typer.core
 
 from redraft import __version__
-from redraft.cli import bench, chat, doctor, evaluate, models, prepare, run, train
+from redraft.cli import adapt, bench, chat, doctor, evaluate, models, prepare, run, train
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -47,6 +47,7 @@ app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
+app.command("adapt")(adapt.adapt)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")

@@ -48,12 +48,12 @@ def train(
     told = {
         "checkpoint": str(checkpoint),
         "folder": str(folder),
-        "last": _last_metrics(folder / "metrics.jsonl"),
+        "last": last_metrics(folder / "metrics.jsonl"),
     }
     typer.echo(json.dumps(told) if as_json else f"written to {checkpoint}")
 
 
-def _last_metrics(path: Path) -> dict[str, object]:
+def last_metrics(path: Path) -> dict[str, object]:
     """The newest value of each metric."""
     merged: dict[str, object] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

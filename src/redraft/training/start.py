@@ -15,6 +15,7 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RequestError
 from redraft.hub.runs import newest
+from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.data import Corpus
 from redraft.training.packing import Rows
 from redraft.training.recipe import Recipe
@@ -51,7 +52,7 @@ def load_tokenizer(data: Path) -> Tokenizer:
         raise RequestError(f"{path} can't be read ({error}); run redraft prepare again") from None
 
 
-def training_rows(recipe: Recipe) -> Rows:
+def training_rows(recipe: Recipe | AdaptRecipe) -> Rows:
     """The recipe's mixture; RequestError for a corpus that isn't there or has another tokenizer than the run."""
     mixture, data = recipe.corpora(), Path(recipe.data)
     for part in mixture:

@@ -1,0 +1,52 @@
+"""redraft adapt: an AR base learns to denoise, by its recipe.
+
+redraft adapt recipes/135m-cpu.yaml --set train.steps=100
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redraft.cli.options import Json
+from redraft.cli.prepare import Set
+from redraft.cli.train import last_metrics
+
+
+def adapt(
+    recipe: Annotated[str, typer.Argument(help="A recipe (.yaml) that names a base.")],
+    overrides: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The run's folder (by default runs/NAME).")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Lines in place of a live bar, also on a terminal.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an AR model denoise: an adapter is trained beside it, and its AR mode stays what it was.
+
+    Ctrl-C keeps a checkpoint, --resume goes on from it; so does a recipe that cuts a run into slices.
+    """
+    from redraft.cli.progress import Progress
+    from redraft.training.adaptation import adapt as run
+    from redraft.training.adaptation_recipe import load_adaptation
+
+    loaded = load_adaptation(recipe, overrides)
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes work in silence
+        run(loaded, out, resume)
+        return
+    with Progress(loaded.train.steps, plain or None) as progress:
+        checkpoint = run(loaded, out, resume, progress)
+    folder = out or Path("runs") / loaded.name
+    told = {
+        "checkpoint": str(checkpoint),
+        "folder": str(folder),
+        "last": last_metrics(folder / "metrics.jsonl"),
+    }
+    typer.echo(json.dumps(told) if as_json else f"written to {checkpoint}")
