@@ -81,11 +81,3 @@ def test_a_bad_recipe_gets_one_line(
     assert refused.status == 2
     assert line in refused.err
     assert len(refused.err.splitlines()) == 1
-
-
-def test_the_shipped_recipes_are_valid(redraft: Redraft) -> None:
-    from redraft.training.adaptation_recipe import load_adaptation
-
-    recipes = Path(__file__).parents[2] / "recipes"
-    for name in ("135m-cpu", "135m-h100"):
-        assert load_adaptation(recipes / f"{name}.yaml").prepare is not None

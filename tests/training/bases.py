@@ -40,7 +40,9 @@ def make_base(spare: int = 2, seed: int = 0, **changes: Any) -> Path:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_((1.0 if "norm" in name else 0.0) + 0.2 * torch.randn(p.shape, generator=generator))
+            centre = {"model.norm.weight": 2.0}.get(name, 1.0 if "norm" in name else 0.0)  # sure of itself
+            spread = 0.4 if "embed" in name else 0.2
+            p.copy_(centre + spread * torch.randn(p.shape, generator=generator))
     folder = store.local_root() / NAME
     checkpoint.save(model, folder)
     tokenizer.save(str(folder / "tokenizer.json"))

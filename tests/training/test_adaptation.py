@@ -220,20 +220,27 @@ def test_flops_of_a_step(run: Adaptation) -> None:
 
 
 def test_it_learns_to_draft_what_the_base_would_write(data: Path, tmp_path: Path) -> None:
-    train = {"steps": 60, "evaluate_every": 30, "save_every": 60, "batch_rows": 8}
+    train = {"steps": 150, "evaluate_every": 75, "save_every": 150, "batch_rows": 8}
     train |= {"sample_prompts": ["abc"], "sample_tokens": 8}
     teller = Teller()
-    settings = recipe(data, train=train, canvas={"draft": 0.8, "hole": 0.2, "prefix": 0, "revealed": 0})
+    settings = recipe(
+        data,
+        train=train,
+        canvas={"draft": 0.8, "hole": 0.2, "prefix": 0, "revealed": 0},
+        losses={"ce": 0, "kl_share": 1},  # what this base writes has nothing to do with the text
+    )
     before = Adaptation(settings, tmp_path / "none", resume=False)
     before._evaluate(None)
     at_first = json.loads((tmp_path / "none" / "metrics.jsonl").read_text())["valid_accepted"]
     last = adapt(settings, tmp_path / "run", reporter=teller)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in records if "loss" in r]
-    assert np.mean([r["accept"] for r in steps[-5:]]) > np.mean([r["accept"] for r in steps[:5]]) + 0.2
-    assert np.mean([r["ce"] for r in steps[-5:]]) < np.mean([r["ce"] for r in steps[:5]])
+    first, final = ({k: np.mean([r[k] for r in part]) for k in part[0]} for part in (steps[:5], steps[-5:]))
+    assert final["kl"] < first["kl"] / 2
+    assert final["fill"] < first["fill"] / 2
+    assert final["accept"] > first["accept"] + 0.1
     measured = [r for r in records if "valid_accepted" in r]
-    assert measured[-1]["valid_accepted"] > at_first + 0.5
+    assert measured[-1]["valid_accepted"] > at_first + 0.2
     assert measured[-1]["samples"]
     assert any("drafts accepted in a row" in text for text in teller.told)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.training.adaptation_canvases import Drafts, Tokens, draw
@@ -42,6 +42,7 @@ def at(of: Row, drafts: Drafts, n: int) -> int:
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(lengths, st.integers(0, 3), st.integers(0, 99), st.booleans(), st.integers(2, 9))
 def test_every_state_shows_and_asks_for_what_it_should(
     sizes: list[int], kind: int, seed: int, whole: bool, length: int

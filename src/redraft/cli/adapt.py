@@ -5,7 +5,6 @@ redraft adapt recipes/135m-cpu.yaml --set train.steps=100
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ import typer
 
 from redraft.cli.options import Json
 from redraft.cli.prepare import Set
-from redraft.cli.train import last_metrics
+from redraft.cli.train import tell
 
 
 def adapt(
@@ -43,10 +42,4 @@ def adapt(
         return
     with Progress(loaded.train.steps, plain or None) as progress:
         checkpoint = run(loaded, out, resume, progress)
-    folder = out or Path("runs") / loaded.name
-    told = {
-        "checkpoint": str(checkpoint),
-        "folder": str(folder),
-        "last": last_metrics(folder / "metrics.jsonl"),
-    }
-    typer.echo(json.dumps(told) if as_json else f"written to {checkpoint}")
+    tell(checkpoint, as_json)

@@ -44,16 +44,21 @@ def train(
         return
     with Progress(loaded.train.steps, plain or None) as progress:
         checkpoint = run(loaded, out, resume, progress)
-    folder = out or Path("runs") / loaded.name
+    tell(checkpoint, as_json)
+
+
+def tell(checkpoint: Path, as_json: bool) -> None:
+    """Where a run's last checkpoint is, and with --json its newest metrics."""
+    folder = checkpoint.parent
     told = {
         "checkpoint": str(checkpoint),
         "folder": str(folder),
-        "last": last_metrics(folder / "metrics.jsonl"),
+        "last": _last_metrics(folder / "metrics.jsonl"),
     }
     typer.echo(json.dumps(told) if as_json else f"written to {checkpoint}")
 
 
-def last_metrics(path: Path) -> dict[str, object]:
+def _last_metrics(path: Path) -> dict[str, object]:
     """The newest value of each metric."""
     merged: dict[str, object] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

@@ -121,7 +121,7 @@ class Adapter(nn.Module):
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters by the names that a PEFT file gives them."""
-        out = {f"{PREFIX}slots.{n}": p for n, p in self.slots.named_parameters()}
+        out: dict[str, Tensor] = {f"{PREFIX}slots.{n}": p for n, p in self.slots.named_parameters()}
         for name, part in self.parts.items():
             for own, p in part.named_parameters():
                 whole = f"{own}.weight" if isinstance(part, LoRA) else own
@@ -213,7 +213,7 @@ def cut(base: Denoiser, layers: int | None) -> Denoiser:
         return base
     if layers > have:
         raise RequestError(f"the base has {have} layers, fewer than the {layers} asked for")
-    base.model.layers = base.model.layers[:layers]  # type: ignore[assignment]
+    base.model.layers = base.model.layers[:layers]
     base.config = base.model.config = dataclasses.replace(base.config, num_hidden_layers=layers)
     return base
 

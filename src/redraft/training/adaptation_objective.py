@@ -39,7 +39,7 @@ class Sums:
 
     def detached(self) -> np.ndarray:
         """float64 [9], in the order of the fields."""
-        return np.array([float(getattr(self, f.name)) for f in fields(self)])
+        return np.array([float(getattr(self, f.name).detach()) for f in fields(self)])
 
 
 @dataclass(frozen=True)
