@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import redraft
+from redraft.denoiser import adapters, families
+from redraft.denoiser.adapter_config import AdapterConfig
+from redraft.engine.backend import Pass
+from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RedraftError
 from redraft.hub import store
 from redraft.hub.catalogue import BASES
 from redraft.hub.pull import pull
 from redraft.hub.tokenizer import Tokenizer
+from redraft.training.adaptation_start import free_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -45,3 +52,24 @@ def test_it_talks_sense(folder: Path, backend: str) -> None:
     assert likelihood.ar_nll / likelihood.tokens < 3.5  # ln 49,152 is 10.8
     said = model.generate("The capital of France is", decode="ar", max_tokens=8)
     assert "Paris" in said.text
+
+
+def test_adapted_it_is_itself_bit_for_bit_on_clean_rows(folder: Path) -> None:
+    """With an adapter of random numbers on all 30 layers, alone and beside a canvas."""
+    settings = AdapterConfig("smollm2-135m", rank=4, alpha=4.0, mask_token_id=16, null_token_id=15)
+    plain = TorchBackend(families.load(folder))
+    model = adapters.attach(families.load(folder), settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in adapters.adapter_of(model).parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    adapted = TorchBackend(model)
+    text = Tokenizer.load(folder).encode("The French Revolution began in 1789. It ended the monarchy.")
+    due = plain.forward([Pass(plain.new_context(64), text, "all")])[0].encode
+    for canvas in (None, np.full(8, 16)):
+        got = adapted.forward([Pass(adapted.new_context(64), text, "all", canvas=canvas)])[0].encode
+        np.testing.assert_array_equal(got, due)
+
+
+def test_its_unused_special_tokens_become_mask_and_null(folder: Path) -> None:
+    assert free_tokens(Tokenizer.load(folder), families.load_config(folder), None, None) == (16, 15)

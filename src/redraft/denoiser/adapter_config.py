@@ -14,6 +14,7 @@ from redraft.files import write_atomically
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # PEFT's, before the base's own name of a module
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -47,6 +48,18 @@ class AdapterConfig:
             shift=self.shift,
             model_type="redraft",
         )
+
+    def check(self, config: DenoiserConfig, base: DenoiserConfig, folder: Path, source: Path) -> None:
+        """Raises RequestError unless `config`, the adapted model's, is what this adapter makes of the base's.
+
+        folder, source: where the adapter and its base are, for the message.
+        """
+        layers = self.layers or base.num_hidden_layers
+        made = dataclasses.replace(self.adapted(base), num_hidden_layers=layers)
+        if made != config:
+            fields = (f.name for f in dataclasses.fields(config))
+            name = next(n for n in fields if getattr(config, n) != getattr(made, n))
+            raise RequestError(f"{folder} was trained on another base than {source}: their {name} differs")
 
     def write(self, folder: Path) -> None:
         """PEFT's own keys, and ours under "redraft"."""

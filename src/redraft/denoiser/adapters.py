@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from redraft.denoiser import checkpoint, families
-from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, TARGETS, AdapterConfig
+from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, TARGETS, AdapterConfig
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser, RMSNorm
 from redraft.errors import RequestError
@@ -32,7 +32,6 @@ from redraft.errors import RequestError
 ROW_MULTIPLE = (
     4  # with fewer rows a CPU's matrix product rounds otherwise (see engine.backends.torch_backend)
 )
-PREFIX = "base_model.model."  # PEFT's, before the base's own name of the module
 
 
 class LoRA(nn.Module):
@@ -224,12 +223,8 @@ def load(folder: Path, base: Path, dtype: torch.dtype = torch.float32) -> Denois
     Raises RequestError when the two don't belong together, or the adapter's file is damaged.
     """
     settings = AdapterConfig.read(folder)
+    settings.check(DenoiserConfig.load(folder), families.load_config(base), folder, base)
     model = attach(cut(families.load(base, dtype), settings.layers), settings)
-    wanted = DenoiserConfig.load(folder)
-    if model.config != wanted:
-        fields = (f.name for f in dataclasses.fields(wanted))
-        name = next(n for n in fields if getattr(wanted, n) != getattr(model.config, n))
-        raise RequestError(f"{folder} was trained on another base than {base}: their {name} differs")
     read_into(adapter_of(model), folder / ADAPTER_WEIGHTS)
     return model.eval()
 

@@ -17,6 +17,9 @@ BACKENDS = {
     "torch": ("redraft.engine.backends.torch_backend", "TorchBackend", ("torch",), "redraft[train]"),
 }
 
+# Where an adapter on a base is loaded by another class: (module, class).
+ADAPTED = {"onnx": ("redraft.engine.backends.onnx_adapted", "AdaptedOnnxBackend")}
+
 
 def available(name: str) -> bool:
     """Whether everything that a backend needs is installed; imports nothing."""
@@ -37,6 +40,8 @@ def load_backend(name: str, folder: str | Path) -> Backend:
     module, kind, packages, extra = BACKENDS[name]
     if not available(name):
         raise RequestError(f"backend {name} needs {' and '.join(packages)}: pip install '{extra}'")
+    if (Path(folder) / ADAPTER_CONFIG).exists():
+        module, kind = ADAPTED.get(name, (module, kind))
     loaded: Backend = getattr(importlib.import_module(module), kind).load(folder)
     return loaded
 
@@ -46,8 +51,7 @@ def _first_for(folder: str | Path) -> str:
     from redraft.denoiser.families import identify
 
     identify(read_config(folder), str(folder))  # raises for a network that none of them knows
-    adapter = (Path(folder) / ADAPTER_CONFIG).exists()
     for name in BACKENDS:
-        if available(name) and (not adapter or name == "torch"):
+        if available(name):
             return name
-    raise RequestError("this model needs torch: pip install 'redraft[train]'")
+    raise RequestError("no backend is installed: pip install redraft")

@@ -89,13 +89,11 @@ def read_tensors(folder: str | Path, rename: Callable[[str], str | None] = lambd
     """All tensors of a model's folder: of model.safetensors, or of the shards that its index lists.
 
     Raises RequestError for a folder without safetensors (pickles are never read), for a truncated file, and for an
-    adapter: one graph runs all rows with the same weights.
+    adapter, whose clean rows and canvas rows have different weights.
     """
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).exists():
-        raise RequestError(
-            f"{folder} is an adapter, which only the torch backend runs: pip install 'redraft[train]'"
-        )
+        raise RequestError(f"{folder} is an adapter, which is no single graph: give its base")
     names = [WEIGHTS]
     if (folder / INDEX).exists():
         try:
