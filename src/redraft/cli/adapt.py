@@ -6,26 +6,21 @@ redraft adapt recipes/135m-cpu.yaml --set train.steps=100
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from redraft.cli.options import Json
 from redraft.cli.prepare import Set
-from redraft.cli.train import tell
+from redraft.cli.train import Out, Plain, Resume, tell
 
 
 def adapt(
     recipe: Annotated[str, typer.Argument(help="A recipe (.yaml) that names a base.")],
     overrides: Set = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="The run's folder (by default runs/NAME).")] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Lines in place of a live bar, also on a terminal.")
-    ] = False,
+    resume: Resume = False,
+    out: Out = None,
+    plain: Plain = False,
     as_json: Json = False,
 ) -> None:
     """Make an AR model denoise: an adapter is trained beside it, and its AR mode stays what it was.

@@ -31,6 +31,7 @@ from redraft.training.adaptation_samples import Sampler, sampler
 from redraft.training.checkpoints import Stored, TrainingState
 from redraft.training.flops import FORMULA, Work
 from redraft.training.loop import Loop, Reporter
+from redraft.training.packing import Rows
 from redraft.training.start import training_rows
 
 DRAFT, HOLE = 0, 3  # states of a canvas, see adaptation_canvases.draw
@@ -100,16 +101,23 @@ class Adaptation(Loop):
 
     def batch(self, rows: range) -> AdaptBatch:
         """These rows of the step."""
+        return self._build(self.rows, self.state.step, rows, self.recipe.train.batch_rows)
+
+    def _build(
+        self, data: Rows, step: int, rows: range, batch_rows: int, kind: int | None = None
+    ) -> AdaptBatch:
+        recipe = self.recipe
         return build(
-            self.rows,
-            self.recipe.canvas,
-            self.recipe.losses,
+            data,
+            recipe.canvas,
+            recipe.losses,
             self.tokens,
             self.model.config.shift,
-            step=self.state.step,
+            step=step,
             rows=rows,
-            batch_rows=self.recipe.train.batch_rows,
-            seed=self.recipe.train.seed,
+            batch_rows=batch_rows,
+            seed=recipe.train.seed,
+            kind=kind,
         )
 
     def step(self) -> dict[str, float]:
@@ -262,18 +270,8 @@ class Adaptation(Loop):
         assert self.valid is not None
         rows = self.recipe.train.evaluate_rows
         for first in range(0, rows, self.micro_rows):
-            yield build(
-                self.valid,
-                self.recipe.canvas,
-                self.recipe.losses,
-                self.tokens,
-                self.model.config.shift,
-                step=0,
-                rows=range(first, min(first + self.micro_rows, rows)),
-                batch_rows=rows,
-                seed=self.recipe.train.seed,
-                kind=kind,
-            )
+            part = range(first, min(first + self.micro_rows, rows))
+            yield self._build(self.valid, 0, part, rows, kind)
 
     def save(self) -> None:
         """A checkpoint: the averaged adapter, and what a resumed run needs."""
