@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from redraft.denoiser import checkpoint
 from redraft.engine.backend import Pass
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
+from redraft.engine.backends.onnx_graph import build_graph
 from redraft.engine.backends.onnx_weights import INTEGER_MAX, quantize, read_tensors, widen
 from redraft.errors import RequestError
 from tests.engine.onnx_models import denoiser, reference, tokens
@@ -167,3 +169,12 @@ def test_precision_follows_size() -> None:
     assert choose_precision(denoiser().config) == "fp32"
     large = denoiser(hidden_size=512, intermediate_size=512, num_hidden_layers=3).config
     assert choose_precision(large) == "int8"
+    others = dataclasses.replace(large, canvas_rows_marked=False)  # outliers among activations: see there
+    assert choose_precision(others) == "mixed"
+    weights = [w.name.split(".") for w in build_graph(others, "mixed")[1]]
+    assert {parts[-2] for parts in weights if parts[-1] == "integers"} == {
+        "qkv",
+        "o_proj",
+        "gate_up",
+        "lm_head",
+    }

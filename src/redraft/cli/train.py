@@ -16,17 +16,17 @@ import typer
 from redraft.cli.options import Json
 from redraft.cli.prepare import Set
 
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder (by default runs/NAME).")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines in place of a live bar, also on a terminal.")]
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe (.yaml).")],
     overrides: Set = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="The run's folder (by default runs/NAME).")] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Lines in place of a live bar, also on a terminal.")
-    ] = False,
+    resume: Resume = False,
+    out: Out = None,
+    plain: Plain = False,
     as_json: Json = False,
 ) -> None:
     """Train a model by a recipe; Ctrl-C keeps a checkpoint, --resume goes on from it.
@@ -44,7 +44,12 @@ def train(
         return
     with Progress(loaded.train.steps, plain or None) as progress:
         checkpoint = run(loaded, out, resume, progress)
-    folder = out or Path("runs") / loaded.name
+    tell(checkpoint, as_json)
+
+
+def tell(checkpoint: Path, as_json: bool) -> None:
+    """Where a run's last checkpoint is, and with --json its newest metrics."""
+    folder = checkpoint.parent
     told = {
         "checkpoint": str(checkpoint),
         "folder": str(folder),

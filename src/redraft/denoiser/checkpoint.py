@@ -76,7 +76,7 @@ def save(model: Denoiser, folder: str | Path, dtype: torch.dtype | None = None) 
     except OSError as error:
         raise RequestError(f"{folder} can't be made: {error.strerror}") from None
     save_weights(folder / WEIGHTS, state_dict(model, dtype))
-    write_atomically(folder / "config.json", (json.dumps(model.config.to_dict(), indent=2) + "\n").encode())
+    write_atomically(folder / "config.json", model.config.to_json().encode())
 
 
 def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:

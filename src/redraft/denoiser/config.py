@@ -82,6 +82,11 @@ class DenoiserConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
+    def autoregressive_only(self) -> bool:
+        """An AR base that nobody has adapted: nothing tells it an open slot from text."""
+        return self.mask_token_id is None and not self.canvas_rows_marked and not self.self_conditioning
+
+    @property
     def noise_token_ids(self) -> tuple[int, ...]:
         """Tokens that stand for "not known yet": no slot may end as one."""
         return tuple(t for t in (self.mask_token_id, self.draft_token_id) if t is not None)
@@ -96,6 +101,10 @@ class DenoiserConfig:
         out = dataclasses.asdict(self)
         out["eos_token_ids"] = list(self.eos_token_ids)
         return out
+
+    def to_json(self) -> str:
+        """config.json's text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DenoiserConfig:

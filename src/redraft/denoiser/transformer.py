@@ -235,6 +235,7 @@ class Denoiser(nn.Module):
         self.config = config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.adapter: nn.Module | None = None  # of an adapted AR base, see `adapters`
         self.reset_parameters()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight

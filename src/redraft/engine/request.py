@@ -150,6 +150,11 @@ class Request:
 
         if self.decode not in WRITERS:
             raise RequestError(f"decode {self.decode!r} is unknown; one of {', '.join(WRITERS)}")
+        if self.decode != "ar" and config.autoregressive_only:
+            raise RequestError(
+                f"this model only writes from left to right: use --decode ar, or adapt it first (redraft adapt); "
+                f"decode {self.decode} needs a denoiser"
+            )
         if self.check_ratio is not None and self.decode != "diffusion":
             raise RequestError(
                 f"check_ratio is for decode diffusion; decode {self.decode} has no canvases that it could check"

@@ -1,5 +1,5 @@
 """Where models are: shipped inside the package, in the local store, or a folder of yours. Nothing is
-downloaded here.
+downloaded here but a base of the catalogue that is used for the first time (see `pull`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import os
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, sha256
+from redraft.hub.catalogue import BASES
 from redraft.hub.names import did_you_mean
 from redraft.hub.runs import newest
 
@@ -88,15 +91,39 @@ def find(name_or_path: str | os.PathLike[str]) -> ModelFolder:
         raise RequestError(
             f"there is no folder {given}: `redraft models list` shows the models that have a name"
         )
-    hint = did_you_mean(given, known)
+    if given in BASES:
+        raise RequestError(f"{given} isn't in the store yet: redraft models pull {given}")
+    hint = did_you_mean(given, [*known, *BASES])
     raise RequestError(f"unknown model {given!r}{hint} (`redraft models list` shows what there is)")
 
 
 def resolve(name_or_path: str | os.PathLike[str], verify: bool = True) -> ModelFolder:
-    """`find`, then `check`: a folder that is safe and whole."""
-    model = find(name_or_path)
+    """`find`, then `check`: a folder that is safe and whole. A base of the catalogue is fetched if it isn't there yet,
+    which a line on stderr tells.
+    """
+    given = os.fspath(name_or_path)
+    if given in BASES and not (local_root() / given).is_dir() and not Path(given).is_dir():
+        from redraft.hub.pull import pull
+
+        return pull(given, lambda text: print(text, file=sys.stderr)).model
+    model = find(given)
     check(model.path, verify=verify)
     return model
+
+
+def base_of(folder: str | Path) -> Path | None:
+    """Of an adapter the folder of the base that it names (fetched if it is of the catalogue and not there yet), else
+    None. A base named by a relative path is looked for beside the adapter too. Raises RequestError without it.
+    """
+    folder = Path(folder)
+    if not (folder / ADAPTER_CONFIG).exists():
+        return None
+    name = AdapterConfig.read(folder).base
+    beside = folder / name
+    try:
+        return resolve(beside if beside.is_dir() else name).path
+    except RequestError as error:
+        raise RequestError(f"{folder} is an adapter on {name}: {error}") from None
 
 
 def check(folder: Path, verify: bool = True) -> None:
@@ -210,7 +237,10 @@ def parameters(folder: Path) -> int | None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """model.safetensors, or the shards that its index lists. Raises RequestError for an unreadable index."""
+    """model.safetensors, the shards that its index lists, or an adapter's own file. Raises RequestError for an
+    unreadable index."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return [ADAPTER_WEIGHTS]
     index = read_json(folder / INDEX)
     if index is None:
         return [WEIGHTS]

@@ -99,7 +99,7 @@ def _fill(
     """One canvas over the tokens that follow its anchor; slots past the end of the document are null."""
     kind = 1.0 if plain else rng.random()
     if kind < settings.gap_share and length >= 4:
-        return _with_gaps(text, length, null_id, rng)
+        return with_gaps(text, length, null_id, rng)
     target = np.full(length, null_id, np.int64)
     locked = np.zeros(length, bool)
     if kind < settings.gap_share + settings.insert_share:
@@ -114,7 +114,7 @@ def _fill(
     return target, locked
 
 
-def _with_gaps(
+def with_gaps(
     text: np.ndarray, length: int, null_id: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gaps of unknown length (text, then nulls) between locked runs: what filling meets at its start."""

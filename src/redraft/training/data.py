@@ -16,8 +16,9 @@ import lzma
 import random
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from tokenizers import Tokenizer
 
 from redraft.errors import RequestError
 from redraft.files import write_atomically
+from redraft.training.base_tokenizer import BaseTokenizer
 from redraft.training.recipe import Prepare, Source
 from redraft.training.tokenizer import EOS, save_tokenizer, train_tokenizer
 
@@ -208,7 +210,8 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def prepare(recipe: Prepare, out: str | Path) -> dict[str, dict[str, Any]]:
-    """Trains the tokenizer and writes the splits train, valid (the holdout) and test; returns what each holds."""
+    """Trains the tokenizer, or takes that of `recipe.tokenizer`, and writes the splits train, valid (the holdout) and
+    test; returns what each holds."""
     folder = Path(out)
     documents = read_documents(recipe.sources)
     if recipe.holdout >= len(documents):
@@ -218,18 +221,28 @@ def prepare(recipe: Prepare, out: str | Path) -> dict[str, dict[str, Any]]:
     held = set(random.Random(recipe.seed).sample(range(len(documents)), recipe.holdout))
     train = [d for i, d in enumerate(documents) if i not in held]
     tests = read_documents(recipe.tests) if recipe.tests else []
-    sample = train[: recipe.tokenizer_sample]
-    tokenizer = train_tokenizer((text for d in sample for _, text in d.parts), recipe.vocab_size)
     make_folder(folder)
-    save_tokenizer(tokenizer, folder)
+    encode, vocab_size = _tokenizer(recipe, train, folder)
     report = {}
     for split, part in (("train", train), ("valid", [documents[i] for i in sorted(held)]), ("test", tests)):
-        encoded = [encode_document(tokenizer, d) for d in part]
+        encoded = [encode(d) for d in part]
         byte_count = sum(len(d.text.encode()) for d in part)
-        report[split] = write_corpus(
-            folder, split, encoded, [0] * len(encoded), byte_count, tokenizer.get_vocab_size()
-        )
+        report[split] = write_corpus(folder, split, encoded, [0] * len(encoded), byte_count, vocab_size)
     return report
+
+
+def _tokenizer(
+    recipe: Prepare, train: Sequence[Document], folder: Path
+) -> tuple[Callable[[Document], list[int]], int]:
+    """Writes the tokenizer into the folder; how a document is encoded, and the vocabulary's size."""
+    if recipe.tokenizer is not None:
+        base = BaseTokenizer(recipe.tokenizer)
+        base.save(folder)
+        return base.encode, base.vocab_size
+    sample = train[: recipe.tokenizer_sample]
+    tokenizer = train_tokenizer((text for d in sample for _, text in d.parts), recipe.vocab_size)
+    save_tokenizer(tokenizer, folder)
+    return partial(encode_document, tokenizer), tokenizer.get_vocab_size()
 
 
 class Corpus:

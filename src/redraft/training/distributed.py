@@ -31,6 +31,16 @@ class World:
         dist.all_reduce(tensor)
         return [float(v) for v in tensor.cpu()]
 
+    def add_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Sums gradients over processes, in one message."""
+        if self.size == 1:
+            return
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([g.flatten() for g in found])
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([g.numel() for g in found]), strict=True):
+            p.grad = part.view_as(p)
+
     def any(self, value: bool) -> bool:
         """Whether it's true in some process."""
         return self.sum([float(value)])[0] > 0

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redraft.denoiser.transformer import Denoiser
 from redraft.training.recipe import Optimizer as Settings
@@ -83,7 +83,16 @@ def build(model: Denoiser, settings: Settings) -> list[torch.optim.Optimizer]:
     return [muon, adam]
 
 
-def rate(progress: float, settings: Settings) -> float:
+class Trapezoid(Protocol):
+    """Shares of a run in which the rate rises and falls."""
+
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def decay(self) -> float: ...
+
+
+def rate(progress: float, settings: Trapezoid) -> float:
     """Warm-up, stable, decay: the factor on the learning rates at progress 0..1 of the run, a trapezoid."""
     rising = progress / settings.warmup if settings.warmup else 1.0
     falling = (1 - progress) / settings.decay if settings.decay else 1.0
@@ -93,13 +102,13 @@ def rate(progress: float, settings: Settings) -> float:
 class Ema:
     """An exponential moving average of the weights, which is what gets evaluated and shipped."""
 
-    def __init__(self, model: Denoiser, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.shadow = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: Denoiser) -> None:
+    def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))  # short runs forget their start
         own = model.state_dict()

@@ -23,6 +23,9 @@ def plot_losses(metrics: Path, out: Path, message: Callable[[str], None]) -> Non
     for key, label, style in (
         ("canvas_loss", "canvas, training", "-"),
         ("ar_loss", "AR, training", "-"),
+        ("ce", "drafts, training", "-"),
+        ("fill", "holes, training", "-"),
+        ("valid_fill", "holes, held out", "o-"),
         ("valid_nelbo", "NELBO, held out", "o-"),
         ("valid_ar", "AR, held out", "s-"),
     ):

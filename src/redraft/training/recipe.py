@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redraft.errors import RequestError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -33,10 +36,14 @@ class Source(Section):
 
 
 class Prepare(Section):
-    """From text to a tokenizer and memory-mapped shards: `redraft prepare`."""
+    """From text to a tokenizer and memory-mapped shards: `redraft prepare`.
+
+    tokenizer: a model's name or folder whose tokenizer and chat template are used, in place of training one.
+    """
 
     sources: list[Source]
     tests: list[Source] = []
+    tokenizer: str | None = None
     vocab_size: int = Field(default=4096, ge=300, le=65536)
     holdout: int = Field(
         default=300, ge=0, description="documents of the sources kept out of training, chosen by id"
@@ -227,10 +234,26 @@ class Recipe(Section):
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Reads and checks a recipe. overrides: "a.b=value" strings, the value read as YAML.
+    """Reads and checks a recipe of `redraft train`; see `read`."""
+    return read(Recipe, path, overrides)
+
+
+def read(kind: type[Kind], path: str | Path, overrides: list[str] | None = None) -> Kind:
+    """A recipe of that kind. overrides: "a.b=value" strings, the value read as YAML.
 
     Raises RequestError with one line for a missing file, bad YAML, an unknown key (naming the nearest) or a bad value.
     """
+    raw = read_yaml(path)
+    for override in overrides or []:
+        _apply(raw, override)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise RequestError(f"recipe {path}: {_explain(error, kind)}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A recipe's file as it stands. Raises RequestError unless it is a mapping in YAML."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -239,12 +262,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RequestError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise RequestError(f"recipe {path} must be a mapping of sections, like recipes/tiny.yaml")
-    for override in overrides or []:
-        _apply(raw, override)
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise RequestError(f"recipe {path}: {_explain(error)}") from None
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -274,9 +292,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise RequestError(f"--set {key}: {last!r} can't be set there")
 
 
-def _section_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The recipe section that holds the key at `location`."""
-    section: type[BaseModel] | None = Recipe
+def _section_at(location: tuple[int | str, ...], kind: type[BaseModel]) -> type[BaseModel] | None:
+    """The section of such a recipe that holds the key at `location`."""
+    section: type[BaseModel] | None = kind
     for name in location[:-1]:
         if isinstance(name, int) or section is None:
             continue
@@ -291,12 +309,12 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [s for part in getattr(annotation, "__args__", ()) for s in _sections_in(part)]
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     # A slip in a required key is also a missing key: the slip is what to tell.
     first = min(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "invalid_key"))
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        section = _section_at(first["loc"])
+        section = _section_at(first["loc"], kind)
         known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.4)
         return f"unknown key {where}" + (

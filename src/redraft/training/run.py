@@ -16,11 +16,10 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 from redraft.denoiser import checkpoint
@@ -30,12 +29,9 @@ from redraft.hub.runs import complete, newest
 from redraft.training import checkpoints, metrics, optim, samples, start
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
-from redraft.training.data import make_folder
 from redraft.training.distill import distill
-from redraft.training.distributed import join
 from redraft.training.edits import make_edits
-from redraft.training.interrupt import Interrupt
-from redraft.training.memory import keep_freed_memory
+from redraft.training.loop import Loop, Reporter, Silent
 from redraft.training.objective import JointObjective, slot_weights
 from redraft.training.recipe import Recipe
 from redraft.training.samples import Sampler
@@ -43,32 +39,16 @@ from redraft.training.tokenizer import load_tokenizer
 from redraft.training.validate import held_out
 
 
-class Reporter(Protocol):
-    """Shows progress; cli.progress has one for terminals and logs."""
-
-    def update(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-class Silent:
-    def update(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-class Run:
+class Run(Loop):
     """One training run: data, model, optimizers and where they are written."""
+
+    state: TrainingState[Denoiser]
 
     def __init__(
         self, recipe: Recipe, folder: str | Path, resume: bool, reporter: Reporter | None = None
     ) -> None:
-        self.recipe, self.folder, self.reporter = recipe, Path(folder), reporter or Silent()
-        self.world = join(recipe.train.device)
-        if self.world.device.type == "cpu":
-            keep_freed_memory()
-        if recipe.train.threads:
-            torch.set_num_threads(recipe.train.threads)
+        super().__init__(recipe.train, recipe.model_dump(mode="json"), folder, reporter)
+        self.recipe = recipe
         self.data = Path(recipe.data)
         start.check_sizes(recipe, self.world.size)
         tokenizer = load_tokenizer(self.data)
@@ -88,8 +68,7 @@ class Run:
             self.parallel = DistributedDataParallel(self.objective, device_ids=ids)
         if recipe.train.compile:
             self.state.model.forward = torch.compile(self.state.model.forward)  # type: ignore[method-assign]
-        self.session_start = time.perf_counter()
-        self.seconds_before = self.agreed_seconds = self.state.seconds
+        self.begin(self.state.seconds)
 
     def _resume(self) -> None:
         found = complete(self.folder)
@@ -98,50 +77,7 @@ class Run:
             metrics.drop_after(self.folder, self.state.step)
         self.reporter.message(f"resumed {found[-1]}")
 
-    def _make_folder(self, resume: bool) -> None:
-        if resume and not complete(self.folder):
-            raise RequestError(
-                f"{self.folder} holds no complete checkpoint to resume from; start without --resume"
-            )
-        failed: RedraftError | None = None
-        if self.world.first:
-            try:
-                self._write_recipe(resume)
-            except RedraftError as error:
-                failed = error
-        if self.world.any(failed is not None):  # the other processes must not wait for the first in vain
-            raise failed or RequestError(f"run folder {self.folder} can't be used: see the first process")
-
-    def _write_recipe(self, resume: bool) -> None:
-        if not resume and complete(self.folder):
-            raise RequestError(
-                f"{self.folder} already holds a run; go on with --resume or choose another folder"
-            )
-        make_folder(self.folder)
-        resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
-        try:
-            checkpoint.write_atomically(self.folder / "recipe.yaml", resolved.encode())
-            if not resume:  # of a run that ended before its first checkpoint
-                (self.folder / metrics.METRICS).unlink(missing_ok=True)
-        except (RedraftError, OSError) as error:
-            raise RequestError(f"run folder {self.folder} can't be written: {error}") from None
-
     # -- one step ---------------------------------------------------------------------------------------------
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.session_start
-
-    @property
-    def progress(self) -> float:
-        """0..1: by steps, or by the clock where the recipe sets a budget in minutes; all processes see the same."""
-        by_steps = self.state.step / self.recipe.train.steps
-        minutes = self.recipe.train.minutes
-        return by_steps if minutes is None else max(by_steps, self.agreed_seconds / 60 / minutes)
-
-    @property
-    def done(self) -> bool:
-        return self.state.step >= self.recipe.train.steps or self.progress >= 1
 
     def micro_batches(self) -> list[Batch]:
         train = self.recipe.train
@@ -209,65 +145,6 @@ class Run:
             "lr": factor,
             "tokens": tokens,
         }
-
-    def _diverged(self) -> str:
-        good = complete(self.folder)
-        then = f"{good[-1]} is good: resume from it" if good else "start again"
-        return (
-            f"the loss is not finite at step {self.state.step}; {then} with a lower optimizer.learning_rate"
-        )
-
-    def _autocast(self) -> Any:
-        if self.world.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
-
-    # -- the run ----------------------------------------------------------------------------------------------
-
-    def train(self, sampler: Sampler | None = None) -> Path:
-        """Trains to the end; returns the last checkpoint.
-
-        On Ctrl-C (or SIGTERM) the step under way is finished and a checkpoint kept, then KeyboardInterrupt is raised.
-        """
-        try:
-            with Interrupt() as interrupt:
-                self._loop(sampler, interrupt)
-        finally:
-            self.world.close()
-        if self.world.first:
-            from redraft.training.plot import plot_losses
-
-            plot_losses(self.folder / metrics.METRICS, self.folder / "loss.png", self.reporter.message)
-        return complete(self.folder)[-1]
-
-    def _loop(self, sampler: Sampler | None, interrupt: Interrupt) -> None:
-        train = self.recipe.train
-        window: list[dict[str, float]] = []
-        window_start, outside = time.perf_counter(), 0.0
-        while not self.done:
-            window.append(self.step())
-            if self.state.step % train.log_every == 0 or self.done:
-                self._log(window, time.perf_counter() - window_start - outside)
-                window, window_start, outside = [], time.perf_counter(), 0.0
-            pause = time.perf_counter()
-            stopping = self.world.any(interrupt.asked)
-            if (self.state.step % train.evaluate_every == 0 or self.done) and not stopping:
-                self.evaluate(sampler)
-            if self.state.step % train.save_every == 0 or self.done or stopping:
-                self.save()
-            if stopping:
-                self.reporter.message(f"stopped at step {self.state.step}; go on with --resume")
-                raise KeyboardInterrupt
-            outside += time.perf_counter() - pause
-
-    def _log(self, window: list[dict[str, float]], seconds: float) -> None:
-        mean = {k: float(np.mean([m[k] for m in window])) for k in window[0] if k != "tokens"}
-        mean["tokens_per_second"] = sum(m["tokens"] for m in window) / seconds
-        mean["eta_seconds"] = self.seconds / max(self.progress, 1e-9) * (1 - self.progress)
-        mean["progress"] = self.progress
-        if self.world.first:
-            metrics.append(self.folder, {"step": self.state.step, "seconds": round(self.seconds, 1), **mean})
-            self.reporter.update(self.state.step, mean)
 
     def evaluate(self, sampler: Sampler | None) -> None:
         """Held-out AR loss and NELBO of the averaged weights, and a few samples; on the first process alone."""

@@ -15,6 +15,7 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RequestError
 from redraft.hub.runs import newest
+from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.data import Corpus
 from redraft.training.packing import Rows
 from redraft.training.pairs import EditCorpus
@@ -50,7 +51,7 @@ def check_sizes(recipe: Recipe, processes: int) -> None:
         raise RequestError("model.self_conditioning is for loading others' checkpoints; training needs false")
 
 
-def training_rows(recipe: Recipe) -> Rows:
+def training_rows(recipe: Recipe | AdaptRecipe) -> Rows:
     """The recipe's mixture; RequestError for a corpus that isn't there or has another tokenizer than the run."""
     mixture, data = recipe.corpora(), Path(recipe.data)
     for part in mixture:

@@ -7,6 +7,7 @@ import importlib
 from importlib.util import find_spec
 from pathlib import Path
 
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG
 from redraft.engine.backend import Backend
 from redraft.errors import RequestError
 
@@ -15,6 +16,9 @@ BACKENDS = {
     "onnx": ("redraft.engine.backends.onnx_backend", "OnnxBackend", ("onnxruntime",), "redraft"),
     "torch": ("redraft.engine.backends.torch_backend", "TorchBackend", ("torch",), "redraft[train]"),
 }
+
+# Where an adapter on a base is loaded by another class: (module, class).
+ADAPTED = {"onnx": ("redraft.engine.backends.onnx_adapted", "AdaptedOnnxBackend")}
 
 
 def available(name: str) -> bool:
@@ -36,6 +40,8 @@ def load_backend(name: str, folder: str | Path) -> Backend:
     module, kind, packages, extra = BACKENDS[name]
     if not available(name):
         raise RequestError(f"backend {name} needs {' and '.join(packages)}: pip install '{extra}'")
+    if (Path(folder) / ADAPTER_CONFIG).exists():
+        module, kind = ADAPTED.get(name, (module, kind))
     loaded: Backend = getattr(importlib.import_module(module), kind).load(folder)
     return loaded
 
@@ -44,8 +50,8 @@ def _first_for(folder: str | Path) -> str:
     from redraft.denoiser.config import read_config
     from redraft.denoiser.families import identify
 
-    ours = identify(read_config(folder), str(folder)) is None
+    identify(read_config(folder), str(folder))  # raises for a network that none of them knows
     for name in BACKENDS:
-        if available(name) and (ours or name == "torch"):
+        if available(name):
             return name
-    raise RequestError("this model needs torch: pip install 'redraft[train]'")
+    raise RequestError("no backend is installed: pip install redraft")

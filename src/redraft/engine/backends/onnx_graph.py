@@ -30,8 +30,11 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 
-Precision = Literal["fp32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+Precision = Literal["fp32", "mixed", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "mixed", "int8")
+# Stays float32 in "mixed": rows between the two matrices of a feed-forward half have a few huge entries, which leave 8
+# bits nothing for the others.
+OUTLYING = "down_proj"
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
 ZERO = 128  # what 0.0 becomes in a quantized row
@@ -95,9 +98,13 @@ class _Writer:
         self.constants["zero_point"] = proto.tensor("zero_point", np.array(ZERO, np.uint8))
         return "zero_point"
 
+    def integers(self, name: str) -> bool:
+        """Whether the weight of that name is held in 8 bits."""
+        return self.precision == "int8" or (self.precision == "mixed" and not name.endswith(OUTLYING))
+
     def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
         """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed."""
-        if self.precision == "int8":
+        if self.integers(name):
             y = self._integer_linear(x, name, inputs, outputs)
         else:
             y = self.op(
@@ -225,7 +232,7 @@ def _feed_forward(w: _Writer, config: DenoiserConfig, x: str, name: str) -> str:
 
 
 def _head(w: _Writer, config: DenoiserConfig, x: str) -> None:
-    if w.precision == "int8":
+    if w.integers("lm_head"):
         logits = w.linear(x, "lm_head", config.hidden_size, config.vocab_size)
         w.op("Identity", logits, to="logits")
         return

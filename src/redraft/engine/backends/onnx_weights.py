@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends.onnx_graph import Weight
 from redraft.errors import RequestError
@@ -87,9 +88,12 @@ def _entries(path: Path) -> list[tuple[str, np.ndarray, str, list[int]]]:
 def read_tensors(folder: str | Path, rename: Callable[[str], str | None] = lambda name: name) -> Tensors:
     """All tensors of a model's folder: of model.safetensors, or of the shards that its index lists.
 
-    Raises RequestError for a folder without safetensors (pickles are never read) and for a truncated file.
+    Raises RequestError for a folder without safetensors (pickles are never read), for a truncated file, and for an
+    adapter, whose clean rows and canvas rows have different weights.
     """
     folder = Path(folder)
+    if (folder / ADAPTER_CONFIG).exists():
+        raise RequestError(f"{folder} is an adapter, which is no single graph: give its base")
     names = [WEIGHTS]
     if (folder / INDEX).exists():
         try:

@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from redraft.denoiser.adapters import canvas_rows
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
 from redraft.denoiser.transformer import Denoiser, Layer, Visibility, rotary_angles, rotate
 from redraft.engine.backend import Context, Pass, PassResult
 from redraft.errors import RedraftError, RequestError
+from redraft.hub.store import base_of
 
 KEY_BLOCK = 128
 ROW_MULTIPLE = 4
@@ -182,13 +184,15 @@ class TorchBackend:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> TorchBackend:
-        """A model's folder, of ours or of another family; device None: a GPU (bfloat16) or else the CPU
-        (float32)."""
-        from redraft.denoiser import families
+        """A model's folder, of ours or of another family, or an adapter, whose base is then found by the name it
+        gives; device None: a GPU (bfloat16) or else the CPU (float32)."""
+        from redraft.denoiser import adapters, families
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        return cls(families.load(folder, dtype).to(device))
+        base = base_of(folder)
+        model = families.load(folder, dtype) if base is None else adapters.load(Path(folder), base, dtype)
+        return cls(model.to(device))
 
     @torch.inference_mode()
     def forward(self, passes: Sequence[Pass]) -> list[PassResult]:
@@ -237,13 +241,14 @@ class TorchBackend:
                 locked[middle:end] = part.call.locked
         network = self.model.model
         to = self._to_device
-        x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
         cos, sin = rotary_angles(to(positions), self.config)
-        for index, layer in enumerate(network.layers):
-            assert isinstance(layer, Layer)
-            x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, parts)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        hidden: Tensor = network.norm(x)[0]
+        with canvas_rows(self.model, to(canvas) if canvas.any() else None, to(locked)):
+            x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
+            for index, layer in enumerate(network.layers):
+                assert isinstance(layer, Layer)
+                x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, parts)
+                x = x + layer.mlp(layer.post_attention_layernorm(x))
+            hidden: Tensor = network.norm(x)[0]
         return hidden
 
     def _to_device(self, array: np.ndarray) -> Tensor:

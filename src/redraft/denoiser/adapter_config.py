@@ -1,0 +1,103 @@
+"""adapter_config.json: which base an adapter goes on, its rank, and how the adapted model's canvas works. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redraft.denoiser.config import DenoiserConfig
+from redraft.errors import RequestError
+from redraft.files import write_atomically
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # PEFT's, before the base's own name of a module
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """base: a model's name or folder. rank, alpha: LoRA's; scale is alpha / rank. layers: how many of the base's
+    layers are used, from the first on; None: all. The rest are fields of the adapted DenoiserConfig.
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    mask_token_id: int
+    null_token_id: int
+    canvas_length: int = 16
+    shift: bool = True
+    layers: int | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def adapted(self, base: DenoiserConfig) -> DenoiserConfig:
+        """The base's config with a canvas. Raises RequestError for a token outside its vocabulary."""
+        return dataclasses.replace(
+            base,
+            layout="causal_context",
+            mask_token_id=self.mask_token_id,
+            null_token_id=self.null_token_id,
+            canvas_length=self.canvas_length,
+            shift=self.shift,
+            model_type="redraft",
+        )
+
+    def check(self, config: DenoiserConfig, base: DenoiserConfig, folder: Path, source: Path) -> None:
+        """Raises RequestError unless `config`, the adapted model's, is what this adapter makes of the base's.
+
+        folder, source: where the adapter and its base are, for the message.
+        """
+        layers = self.layers or base.num_hidden_layers
+        made = dataclasses.replace(self.adapted(base), num_hidden_layers=layers)
+        if made != config:
+            fields = (f.name for f in dataclasses.fields(config))
+            name = next(n for n in fields if getattr(config, n) != getattr(made, n))
+            raise RequestError(f"{folder} was trained on another base than {source}: their {name} differs")
+
+    def write(self, folder: Path) -> None:
+        """PEFT's own keys, and ours under "redraft"."""
+        own = ("mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
+        raw = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "target_modules": list(TARGETS),
+            "bias": "none",
+            "redraft": {"gated": True} | {name: getattr(self, name) for name in own},
+        }
+        write_atomically(folder / ADAPTER_CONFIG, (json.dumps(raw, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterConfig:
+        """Raises RequestError for a file that is missing, malformed, or an ordinary LoRA, which knows no canvas."""
+        path = folder / ADAPTER_CONFIG
+        try:
+            raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{path} can't be read as JSON: {error}") from None
+        if not isinstance(raw, dict) or not isinstance(raw.get("redraft"), dict):
+            raise RequestError(f"{path} has no redraft section: not an adapter that makes a base denoise")
+        try:
+            own = raw["redraft"]
+            found = cls(
+                base=raw["base_model_name_or_path"],
+                rank=raw["r"],
+                alpha=raw["lora_alpha"],
+                **{f.name: own[f.name] for f in dataclasses.fields(cls) if f.name in own},
+            )
+        except (KeyError, TypeError) as error:
+            raise RequestError(f"{path} is malformed: {error}") from None
+        if not isinstance(found.base, str) or not isinstance(found.rank, int) or found.rank < 1:
+            raise RequestError(
+                f"{path} is malformed: base_model_name_or_path and r must name a base and a rank"
+            )
+        return found

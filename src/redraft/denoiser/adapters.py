@@ -1,0 +1,260 @@
+"""Gated adapters: what makes an AR base denoise, kept beside it and acting on canvas rows alone.
+
+LoRA on every projection of a layer, RMSNorm gains of the canvas's own, and an embedding each for an open slot, an empty
+one and a locked one (gated LoRA: Samragh et al., 2025, arXiv 2507.11851). The base's modules and weights stay as they
+are; forward hooks add to the rows that `canvas_rows` names, picked out by index. A clean row never meets an adapter's
+number, so AR mode is the base, bit for bit, and there is nothing to be merged.
+
+On disk a folder in PEFT's manner: adapter_config.json names the base, adapter_model.safetensors holds the numbers, and
+config.json is the adapted model's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from redraft.denoiser import checkpoint, families
+from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, TARGETS, AdapterConfig
+from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.transformer import Denoiser, RMSNorm
+from redraft.errors import RequestError
+
+ROW_MULTIPLE = (
+    4  # with fewer rows a CPU's matrix product rounds otherwise (see engine.backends.torch_backend)
+)
+
+
+class LoRA(nn.Module):
+    """x [n, in] -> scale * B A x [n, out] (Hu et al., 2021). B starts at 0: an untrained adapter changes nothing."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # float32 masters beside a bfloat16 base
+        return F.linear(F.linear(x, a), b) * self.scale
+
+
+class Gain(nn.Module):
+    """An RMSNorm's weight for canvas rows; starts as the base's."""
+
+    def __init__(self, base: RMSNorm) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(base.weight.detach().clone())
+        self.eps = base.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+
+
+class Slots(nn.Module):
+    """Embeddings of what only a canvas holds. mask, null: in place of the base's row for that token; locked: added."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.zeros(size))
+        self.null = nn.Parameter(torch.zeros(size))
+        self.locked = nn.Parameter(torch.zeros(size))
+
+
+@dataclasses.dataclass
+class Gate:
+    """Which rows of the pass under way are canvas rows: None for none, True for all, or bool [B, T]; locked: bool
+    [B, T], or None for none."""
+
+    rows: Tensor | bool | None = None
+    locked: Tensor | None = None
+
+
+class Adapter(nn.Module):
+    """All trained parts, by the name of the base's module that each goes with (dots written as slashes)."""
+
+    def __init__(self, model: Denoiser, settings: AdapterConfig) -> None:
+        super().__init__()
+        self.settings, self.gate = settings, Gate()
+        self.slots = Slots(model.config.hidden_size)
+        self.parts = nn.ModuleDict()
+        for name, module in _adapted(model):
+            part = (
+                LoRA(module, settings.rank, settings.scale) if isinstance(module, nn.Linear) else Gain(module)
+            )
+            self.parts[name.replace(".", "/")] = part
+
+    def reset_parameters(self, model: Denoiser, generator: torch.Generator) -> None:
+        """A Gaussian of 1 / sqrt(in), B zero; slots at the mean embedding, with noise as wide as embeddings spread.
+
+        A mask vector near zero, as some bases have it, makes the first hundred steps erratic.
+        """
+        table = model.model.embed_tokens.weight.detach().float()
+        mean, spread = table.mean(0), table.std(0)
+        with torch.no_grad():
+            for part in self.parts.values():
+                if isinstance(part, LoRA):
+                    shape = part.lora_A.shape
+                    part.lora_A.copy_(torch.randn(shape, generator=generator) * shape[1] ** -0.5)
+            for vector in (self.slots.mask, self.slots.null):
+                vector.copy_(mean + spread * torch.randn(mean.shape, generator=generator))
+
+    @contextlib.contextmanager
+    def canvas_rows(self, rows: Tensor | bool | None, locked: Tensor | None = None) -> Iterator[None]:
+        """For one pass of the network: the rows that the adapter acts on. Without this it acts on none."""
+        before = self.gate.rows, self.gate.locked
+        self.gate.rows, self.gate.locked = rows, locked
+        try:
+            yield
+        finally:
+            self.gate.rows, self.gate.locked = before
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Parameters by the names that a PEFT file gives them."""
+        out: dict[str, Tensor] = {f"{PREFIX}slots.{n}": p for n, p in self.slots.named_parameters()}
+        for name, part in self.parts.items():
+            for own, p in part.named_parameters():
+                whole = f"{own}.weight" if isinstance(part, LoRA) else own
+                out[f"{PREFIX}{name.replace('/', '.')}.{whole}"] = p
+        return out
+
+
+def _adapted(model: Denoiser) -> Iterator[tuple[str, Any]]:
+    """The base's modules that get a part: projections and norms of the layers, and the last norm."""
+    for name, module in model.named_modules():
+        projects = name.rpartition(".")[2] in TARGETS and ".layers." in name
+        if projects or isinstance(module, RMSNorm):
+            yield name, module
+
+
+def attach(model: Denoiser, settings: AdapterConfig) -> Denoiser:
+    """Freezes the base and puts a fresh adapter beside it, as `model.adapter`; its config becomes the adapted one.
+
+    Raises RequestError for a base that is a diffusion model already.
+    """
+    if not model.config.autoregressive_only:
+        raise RequestError(
+            "an adapter goes on an AR base; this model denoises already: train or fine-tune it"
+        )
+    model.requires_grad_(False)
+    model.config = model.model.config = settings.adapted(model.config)
+    adapter = Adapter(model, settings).to(model.lm_head.weight)
+    for name, module in _adapted(model):
+        module.register_forward_hook(_hook(adapter.gate, adapter.parts[name.replace(".", "/")]))
+    model.model.embed_tokens.register_forward_hook(_embedding_hook(adapter, model.config))
+    model.adapter = adapter
+    return model
+
+
+def _hook(gate: Gate, part: nn.Module) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]:
+    """LoRA adds to the base's output, a gain replaces it: on the gate's rows."""
+    adds = isinstance(part, LoRA)
+
+    def hook(module: nn.Module, given: tuple[Tensor], out: Tensor) -> Tensor | None:
+        if gate.rows is None:
+            return None
+        x = given[0]
+        if gate.rows is True:
+            return out + part(x) if adds else part(x)
+        assert isinstance(gate.rows, Tensor)
+        picked = x[gate.rows]
+        padding = -len(picked) % ROW_MULTIPLE
+        own = part(F.pad(picked, (0, 0) * (picked.dim() - 1) + (0, padding)))[: len(picked)]
+        return out.index_put((gate.rows,), out[gate.rows] + own if adds else own)
+
+    return hook
+
+
+def _embedding_hook(
+    adapter: Adapter, config: DenoiserConfig
+) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor | None]:
+    gate, slots = adapter.gate, adapter.slots
+
+    def hook(module: nn.Module, given: tuple[Tensor], out: Tensor) -> Tensor | None:
+        if gate.rows is None:
+            return None
+        tokens = given[0]
+        for token, vector in ((config.mask_token_id, slots.mask), (config.null_token_id, slots.null)):
+            if token is not None:
+                here = tokens == token if gate.rows is True else (tokens == token) & gate.rows
+                out = torch.where(here[..., None], vector.to(out.dtype), out)
+        if gate.locked is not None:
+            locked = gate.locked if gate.rows is True else gate.locked & gate.rows
+            out = torch.where(locked[..., None], out + slots.locked.to(out.dtype), out)
+        return out
+
+    return hook
+
+
+def save(adapter: Adapter, config: DenoiserConfig, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """adapter_config.json, adapter_model.safetensors and config.json into `folder`, which must exist."""
+    tensors = adapter.named_tensors()
+    checkpoint.save_weights(
+        folder / ADAPTER_WEIGHTS, {k: v if dtype is None else v.to(dtype) for k, v in tensors.items()}
+    )
+    adapter.settings.write(folder)
+    checkpoint.write_atomically(folder / "config.json", config.to_json().encode())
+
+
+def cut(base: Denoiser, layers: int | None) -> Denoiser:
+    """The base's first `layers` layers, in place. Raises RequestError when it has fewer."""
+    have = base.config.num_hidden_layers
+    if layers is None or layers == have:
+        return base
+    if layers > have:
+        raise RequestError(f"the base has {have} layers, fewer than the {layers} asked for")
+    base.model.layers = base.model.layers[:layers]
+    base.config = base.model.config = dataclasses.replace(base.config, num_hidden_layers=layers)
+    return base
+
+
+def load(folder: Path, base: Path, dtype: torch.dtype = torch.float32) -> Denoiser:
+    """An adapted model in eval mode. base: the folder of the model that adapter_config.json names.
+
+    Raises RequestError when the two don't belong together, or the adapter's file is damaged.
+    """
+    settings = AdapterConfig.read(folder)
+    settings.check(DenoiserConfig.load(folder), families.load_config(base), folder, base)
+    model = attach(cut(families.load(base, dtype), settings.layers), settings)
+    read_into(adapter_of(model), folder / ADAPTER_WEIGHTS)
+    return model.eval()
+
+
+def adapter_of(model: Denoiser) -> Adapter:
+    assert isinstance(model.adapter, Adapter)
+    return model.adapter
+
+
+def read_into(adapter: Adapter, path: Path) -> None:
+    """Copies the numbers of a file into the adapter. Raises RequestError on a missing, surplus or misshapen one."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path} can't be read ({error}); fetch it again") from None
+    own = adapter.named_tensors()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
+    if wrong:
+        raise RequestError(f"{path} doesn't fit its base: {wrong[0]}")
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(tensors[name])
+
+
+@contextlib.contextmanager
+def canvas_rows(model: Denoiser, rows: Tensor | bool | None, locked: Tensor | None = None) -> Iterator[None]:
+    """`Adapter.canvas_rows` of a model that may have no adapter."""
+    if model.adapter is None:
+        yield
+        return
+    with adapter_of(model).canvas_rows(rows, locked):
+        yield

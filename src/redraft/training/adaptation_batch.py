@@ -1,0 +1,101 @@
+"""A batch of adaptation: rows of clean text and the canvases over them. A pure function of (seed, step, row)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from redraft.training.adaptation_canvases import Drafts, Tokens, draw
+from redraft.training.adaptation_recipe import Losses, States
+from redraft.training.batch import visibility
+from redraft.training.canvases import Canvases
+from redraft.training.packing import Row, Rows
+
+
+@dataclass(frozen=True)
+class AdaptBatch:
+    """B rows of L clean tokens with N canvases of C slots each.
+
+    clean, positions: int64 [B, L]; clean_visible: bool [B, L, L]. The rest as in Drafts with B in front, and
+    slot_positions int64 [B, N, C]; canvas_visible: bool [B, N, C, L + C], what each slot sees of text and canvas.
+    """
+
+    clean: np.ndarray
+    positions: np.ndarray
+    clean_visible: np.ndarray
+    shown: np.ndarray
+    target: np.ndarray
+    locked: np.ndarray
+    document: np.ndarray
+    slot_positions: np.ndarray
+    canvas_visible: np.ndarray
+    teacher: np.ndarray
+    weight: np.ndarray
+    fill: np.ndarray
+
+    def part(self, first: int, last: int) -> AdaptBatch:
+        """Rows first..last of it."""
+        return AdaptBatch(*(array[first:last] for array in vars(self).values()))
+
+    def divisors(self) -> tuple[float, float, float]:
+        """What sums of losses are divided by: weight of drafted slots, of those with a teacher, number of others."""
+        taught = self.weight * (self.teacher >= 0)
+        return float(self.weight.sum()), float(taught.sum()), float(self.fill.sum())
+
+    @property
+    def supervised(self) -> int:
+        return int(((self.weight > 0) | (self.fill > 0)).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Clean tokens that are not padding."""
+        return int(self.clean_visible.any(-1).sum())
+
+    @property
+    def canvas_rows(self) -> int:
+        return self.shown.size
+
+
+def build(
+    data: Rows,
+    states: States,
+    losses: Losses,
+    tokens: Tokens,
+    shift: bool,
+    *,
+    step: int,
+    rows: range,
+    batch_rows: int,
+    seed: int,
+    kind: int | None = None,
+) -> AdaptBatch:
+    """Rows `rows` (of the step's batch_rows) of step `step`. kind: the one state of all canvases (see `draw`)."""
+    parts = []
+    for r in rows:
+        row = data[step * batch_rows + r]
+        rng = np.random.default_rng((seed, step, 1 + r))
+        kinds = None if kind is None else np.full(states.per_row, kind)
+        parts.append(_arrays(row, draw(row, states, losses, tokens, rng, shift, kinds), states.length))
+    return AdaptBatch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _arrays(row: Row, drafts: Drafts, length: int) -> tuple[np.ndarray, ...]:
+    laid = Canvases(
+        drafts.target, drafts.locked, drafts.document, drafts.position, np.zeros(len(drafts.document), bool)
+    )
+    clean_visible, canvas_visible = visibility(row, laid, length, "causal_context")
+    return (
+        row.tokens,
+        row.position,
+        clean_visible,
+        drafts.shown,
+        drafts.target,
+        drafts.locked,
+        drafts.document,
+        drafts.position[:, None] + np.arange(length),
+        canvas_visible,
+        drafts.teacher,
+        drafts.weight,
+        drafts.fill,
+    )

