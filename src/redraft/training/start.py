@@ -60,10 +60,10 @@ def training_rows(recipe: Recipe | AdaptRecipe) -> Rows:
             raise RequestError(
                 f"{part.path} was prepared with another tokenizer than {data}; prepare it anew"
             )
-    corpora = [
-        EditCorpus(m.path, "train", recipe.canvas.lengths) if m.edits else Corpus(m.path, "train")
-        for m in mixture
-    ]
+    lengths = recipe.canvas.lengths if isinstance(recipe, Recipe) else []
+    if not lengths and any(m.edits for m in mixture):
+        raise RequestError("edits are a mixture's of redraft train; redraft adapt lays its own canvases")
+    corpora = [EditCorpus(m.path, "train", lengths) if m.edits else Corpus(m.path, "train") for m in mixture]
     return Rows(corpora, [m.weight for m in mixture], recipe.train.row_length, recipe.train.seed)
 
 
