@@ -38,7 +38,7 @@ AT_LEVEL = (
     "speed",
     "latency",
 )  # measured at the fastest level that is as good as AR; the others set their canvases
-PARTS = ("likelihood", "samples", *BENCHES, "frontier_before", "training")
+PARTS = ("likelihood", "samples", *BENCHES, "proofread", "filling", "frontier_before", "training")
 
 
 def training_cost(run: Path, on: str) -> dict[str, Any]:
@@ -101,11 +101,37 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
         if name == "frontier" and arguments.tune:
             tune(folder, results[name])
             model = redraft.load(arguments.model, backend=arguments.backend)
+    if data is not None:
+        _edits(model, data, wanted, arguments.quick, results, say)
     if "frontier_before" in wanted and arguments.before is not None:
         say("bench frontier, before distillation")
         earlier = redraft.load(arguments.before, backend=arguments.backend)
         told = run_bench("frontier", earlier, replace(options, model=str(arguments.before)), say)
         results["frontier_before"] = told | {"model": f"{results['model']} before distillation"}
+
+
+def _edits(
+    model: Model,
+    data: Path,
+    wanted: Sequence[str],
+    quick: bool,
+    results: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """How well it proofreads and fills gaps."""
+    if "proofread" in wanted:
+        from redraft.evaluation.damaged import pairs_of
+        from redraft.evaluation.editors import proofreading
+
+        valid, test = pairs_of(data, model.tokenizer, 4 if quick else 1000, seed=0)
+        results["proofread"] = proofreading(model, valid, test, say) | machine(model)
+    if "filling" in wanted:
+        from redraft.evaluation.filling import filling
+        from redraft.training.data import Corpus
+
+        corpus = Corpus(data, "test")
+        documents = [corpus[i] for i in range(len(corpus))]
+        results["filling"] = filling(model, documents, count=2 if quick else 400, progress=say)
 
 
 def tune(folder: Path, frontier: dict[str, Any]) -> None:
