@@ -249,7 +249,7 @@ def test_it_learns_to_draft_what_the_base_would_write(data: Path, tmp_path: Path
     assert measured[-1]["samples"]
     assert any("drafts accepted in a row" in text for text in teller.told)
 
-    model = redraft.load(tmp_path / "run")
+    model = redraft.load(tmp_path / "run", backend="torch")
     assert (tmp_path / "run" / last.name) == last
     options = {"max_tokens": 16, "temperature": 0.0, "seed": 0, "ignore_eos": True}
     verified = model.generate("abcdef", decode="verified", **options)
