@@ -196,7 +196,7 @@ def test_one_command_measures_and_writes_all(measured: Path) -> None:
     assert f"| diffusion | {results['speed']['modes']['diffusion']['tokens_per_second']:.0f} |" in document
     assert document.count("redraft-tiny") >= 5
     assert {p.name for p in measured.glob("*.svg")} == {
-        f"{n}.svg" for n in ("speed", "batch", "frontier", "adaptive")
+        f"{n}.svg" for n in ("speed", "batch", "frontier", "adaptive", "edit")
     }
 
 
