@@ -27,7 +27,7 @@ CHECKS = (
     (5, 0.3),
     (8, 0.3),
 )  # slots of a canvas that the AR self checks, and how strictly
-DRAFT_LENGTHS = (3, 4, 5, 8)  # of verified
+DRAFT_LENGTHS = (3, 4, 5, 6, 8, 16)  # of verified
 WORST = (
     3.0  # percent by which a point's AR NLL may exceed AR's at equal distinct-3 and still count as no worse
 )
