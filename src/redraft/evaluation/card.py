@@ -37,10 +37,10 @@ class About:
     recipe: str = (
         "`recipes/release.py` in the redraft repository: tiny.yaml from scratch, tiny-edit.yaml (dialogue goes on, and "
         "canvases that start from text with errors, or from text that an instruction changes, join it), "
-        "tiny-distill.yaml (the canvas also learns the AR self's greedy continuations behind a draft token). The shipped "
-        "weights are 0.75 of the last stage's and 0.25 of the one before; the draft token is the last one's. The stages "
-        "above are what these weights went through: the first three made an earlier release, from whose weights "
-        "the others went on; in one go tiny.yaml takes the time of the first and the fourth together."
+        "tiny-distill.yaml (the canvas also learns the AR self's greedy continuations behind a draft token). The "
+        "shipped weights are 0.75 of the last stage's and 0.25 of the one before; the draft token is the last one's. "
+        "The stages above are what these weights went through: the first three made an earlier release, from whose "
+        "weights the others went on; in one go tiny.yaml takes the time of the first and the fourth together."
     )
 
 
