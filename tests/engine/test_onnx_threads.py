@@ -32,6 +32,21 @@ def test_a_row_is_the_same_on_any_number_of_threads(precision: str, monkeypatch:
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+def test_few_rows_of_many_requests_run_on_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_backend, "physical_cores", lambda: 2)
+    backend = onnx(denoiser(**WIDE), threads=0)
+    alone = backend.new_context(64)
+    backend.forward([Pass(alone, tokens(20))])
+    one = backend.forward([Pass(alone, tokens(1), "last")])[0].encode
+    assert sorted(backend._runners) == [1]
+    contexts = [backend.new_context(64) for _ in range(onnx_backend.FEW_LANES + 1)]
+    for context in contexts:
+        backend.forward([Pass(context, tokens(20))])
+    together = backend.forward([Pass(context, tokens(1), "last") for context in contexts])
+    assert sorted(backend._runners) == [1, 2]
+    assert all(np.array_equal(result.encode, one) for result in together)
+
+
 def test_a_given_number_of_threads_holds_for_every_call() -> None:
     backend = onnx(denoiser(), threads=2)
     context = backend.new_context(64)

@@ -41,6 +41,7 @@ INT8_PAYS_FROM = 2_000_000
 # Below this many multiply-adds a call runs on one thread: handing an operator's parts out takes longer than they do.
 # Two cores against one, redraft-tiny in int8: 1.05 to 1.1 times the time at 1 to 8 rows, as long at 16, 0.96 at 32.
 ONE_THREAD_BELOW = 60_000_000
+FEW_LANES = 2  # requests at once that one thread serves: the keys and values of more are worth two
 LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
@@ -121,9 +122,9 @@ class OnnxBackend:
         """Runs this session from now on, one of the graph that the backend was made with."""
         self._runners = dict.fromkeys((1, self.threads), Runner(session, self._input_names))
 
-    def _runner(self, rows: int) -> Runner:
-        """For a call of so many rows."""
-        threads = 1 if rows <= self._few_rows else self.threads
+    def _runner(self, rows: int, lanes: int = 1) -> Runner:
+        """For a call of so many rows on so many lanes, each of which has keys and values of its own to be read."""
+        threads = 1 if rows <= self._few_rows and lanes <= FEW_LANES else self.threads
         runner = self._runners.get(threads)
         if runner is None:
             runner = self._runners[threads] = Runner(self._sessions.on(threads), self._input_names)
@@ -201,7 +202,7 @@ class OnnxBackend:
         contexts = [_own(p.context) for p in passes]
         shares = [(c.length, len(p.encode), _rows(p)) for c, p in zip(contexts, passes, strict=True)]
         view = gather(self.config, contexts, max(length + rows for length, _, rows in shares))
-        use = self._runner(sum(rows for _, _, rows in shares))
+        use = self._runner(sum(rows for _, _, rows in shares), view.lanes)
         self._bind_view(use, view)
         placed = tuple(
             Share(c.lane - view.first, length, encode, rows - encode)
