@@ -63,7 +63,7 @@ def measure() -> None:
     )
     seal(MODEL)
     prompt = "I need a table for two in San Jose tonight."
-    run(*redraft("run", prompt, "--seed", "1", "--svg", "docs/denoising.svg"))
+    run(*redraft("run", prompt, "--seed", "1", "--threshold", "0.7", "--svg", "docs/denoising.svg"))
 
 
 def main() -> None:

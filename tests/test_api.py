@@ -257,3 +257,15 @@ def test_steps_show_the_canvas_with_its_states(model: Model) -> None:
     assert [step.step for step in steps[:3]] == [1, 2, 3]
     assert all(step.tokens.dtype == np.int64 and step.state.dtype == np.uint8 for step in steps)
     assert all(step.probability.dtype == step.entropy.dtype == np.float32 for step in steps)
+
+
+def test_a_default_check_gives_way_to_canvases_that_settle_by_themselves() -> None:
+    model = redraft.load("redraft-tiny")
+    usual = model.request("Hello there")
+    assert usual.check_ratio == model.defaults.check_ratio is not None
+    for given in ({"threshold": 0.8}, {"steps": 4}, {"canvas": "auto"}, {"check": 0}):
+        assert model.request("Hello there", **given).check_ratio is None
+    assert model.request("Hello there", threshold=0.8).sampler.canvas_length == model.config.canvas_length
+    assert model.request("Hello there", threshold=0.8, check=0.4).check_ratio == 0.4
+    for decode in ("ar", "verified"):
+        assert model.request("Hello there", decode=decode).check_ratio is None

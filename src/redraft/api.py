@@ -140,8 +140,14 @@ class Model(Editable):
         values |= {name: value for name, value in given.items() if value is not None}
         if decode == "verified" and canvas is None:
             values["canvas_length"] = values["draft_length"] or values["canvas_length"]
-        if decode != "diffusion" and check is None:
-            values["check_ratio"] = None  # a model's default for diffusion
+        # A threshold, steps or a changing length are of canvases that settle by themselves.
+        alone = threshold is not None or steps is not None or canvas == "auto"
+        if check is None and values["check_ratio"] is not None and (decode != "diffusion" or alone):
+            values["check_ratio"] = None
+            if decode == "diffusion" and canvas is None:
+                values["canvas_length"] = self.config.canvas_length
+        if check == 0:
+            values["check_ratio"] = None
         costs = self._step_costs(values)
         request = Request(
             prompt=tuple(self.encode(prompt)),

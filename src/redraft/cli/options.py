@@ -70,8 +70,6 @@ class SamplingOptions:
         finite("--temperature", self.temperature, 0.0, math.inf)
         finite("--threshold", self.threshold, 0.0, 1.0)
         finite("--check", self.check, 0.0, 1.0)
-        if self.check == 0:
-            raise RequestError("--check must be above 0")
         finite("--top-p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise RequestError("--top-p must be above 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Pr
 def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
     prompts, tokens = options.size((24, 64), (2, 16))
     point = options.point()
+    if point.threshold is None:  # canvases that settle by themselves: a check leaves nothing to adapt
+        point = replace(point, threshold=model.defaults.threshold)
     length = point.canvas or (8 if options.quick else 16)
     many = {"replies": 20, "canvases": 10} if options.quick else {}
     settings = adaptive.Adaptive(

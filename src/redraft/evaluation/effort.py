@@ -40,9 +40,10 @@ def effort_levels(frontier: Mapping[str, Any], temperature: float | None = None)
 
 
 def tuned(generation: Mapping[str, Any], frontier: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_config.json with its effort levels, and how many slots verified drafts at once, as a frontier found
-    them best."""
-    out = dict(generation) | {"effort": effort_levels(frontier)}
+    """generation_config.json with its effort levels, the defaults being those of the level that is as good as AR, and
+    how many slots verified drafts at once, as a frontier found them best."""
+    levels = effort_levels(frontier)
+    out = dict(generation) | levels[NO_WORSE] | {"effort": levels}
     verified = [p for p in frontier["points"] if p["decode"] == "verified" and isinstance(p["canvas"], int)]
     if verified:
         out["draft_length"] = max(verified, key=lambda p: p["tokens_per_second"])["canvas"]
