@@ -171,7 +171,7 @@ def test_precision_follows_size() -> None:
     assert choose_precision(large) == "int8"
     others = dataclasses.replace(large, canvas_rows_marked=False)  # outliers among activations: see there
     assert choose_precision(others) == "mixed"
-    weights = [w.name.split(".") for w in build_graph(others, "mixed")[1]]
+    weights = [w.name.split(".") for w in build_graph(others, "mixed").weights]
     assert {parts[-2] for parts in weights if parts[-1] == "integers"} == {
         "qkv",
         "o_proj",
