@@ -228,6 +228,7 @@ def _mend(model: Model, case: Damaged, threshold: float, settings: Adaptive) -> 
     """One canvas that holds the damaged text as settled tokens."""
     way = Way(
         "diffusion",
+        check=0.0,
         canvas=len(case.tokens),
         temperature=0.0,
         sampler={"edit_threshold": threshold, "max_steps": 8},

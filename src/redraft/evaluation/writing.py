@@ -147,7 +147,7 @@ def _raise(ticket: Ticket) -> None:
 class Way:
     """One way of writing that is measured: a decode mode and its settings, None for the model's own defaults.
 
-    sharp, draft_steps, draft_layout: as in Request; check: its check_ratio. sampler: further settings of the sampler.
+    sharp, draft_steps, draft_layout: as in Request; check: its check_ratio, 0 for none. sampler: further settings.
     """
 
     decode: str
@@ -175,6 +175,7 @@ class Way:
             canvas=self.canvas,
             threshold=self.threshold,
             slide=self.slide,
+            check=self.check if self.decode == "diffusion" else None,
             ignore_eos=True,
         )
         ends = model.config.eos_token_ids[:1]
@@ -183,7 +184,6 @@ class Way:
             made,
             sampler=replace(made.sampler, logit_bias=bias, **self.sampler),
             sharp=self.sharp,
-            check_ratio=made.check_ratio if self.check is None else self.check,
             draft_steps=self.draft_steps,
             draft_layout=self.draft_layout,
         )
