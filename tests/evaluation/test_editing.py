@@ -13,6 +13,7 @@ from redraft.api import Model
 from redraft.errors import RequestError
 from redraft.evaluation import editing as e
 from redraft.evaluation import filling as f
+from redraft.evaluation import following as g
 from redraft.evaluation.benches import BENCHES, Options, run_bench
 from redraft.evaluation.prompts import load_dialogues
 
@@ -87,3 +88,16 @@ def test_nats_are_those_of_the_likelihood_of_the_whole_text(tiny: Model) -> None
     assert whole is not None
     assert first is not None
     assert f.nats(tiny, gap, gap.middle) * (len(ids) - len(before)) == pytest.approx(whole - first, abs=1e-2)
+
+
+def test_instructions_have_one_right_answer_each(tiny: Model) -> None:
+    asked = g.cases(documents(tiny), tiny, 30, seed=0)
+    assert asked == g.cases(documents(tiny), tiny, 30, seed=0)
+    assert any(case.before != case.after for case in asked)
+    told = g.following(tiny, documents(tiny), count=6)
+    assert told["model_edits"]["texts"] == told["nothing"]["texts"] == 6
+    assert told["nothing"]["kept_share"] == 1.0
+    assert sum(m["texts"] for m in told["families"].values()) == 6
+    assert len(g.lines(told)) == 4 + len(told["failures"])
+    with pytest.raises(RequestError, match="lower --limit"):
+        g.cases(documents(tiny), tiny, 10**6, seed=0)

@@ -27,7 +27,7 @@ BENCHMARKS = (
     "infilling-multi-line",
     "infilling-random-span",
 )
-TASKS = ("likelihood", *BENCHMARKS, "proofread", "filling")
+TASKS = ("likelihood", *BENCHMARKS, "proofread", "filling", "instructions")
 STYLES = ("auto", "chat", "raw")
 
 
@@ -79,7 +79,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model. likelihood: AR nats and the diffusion bound on a split of prepared data. Benchmarks: pass@1
     with its interval; code runs in a bubblewrap sandbox. proofread: errors found and mended, beside baselines.
-    filling: gaps filled from both sides, beside AR, which sees one.
+    filling: gaps filled from both sides, beside AR, which sees one. instructions: texts changed as told.
     report: one page of all results.
 
     On the shipped model and two cores likelihood of 300 dialogues takes about two minutes.
@@ -117,8 +117,8 @@ def evaluate(
             loaded = loaded or redraft.load(model, backend=backend)
             if task == "proofread":
                 told[task], said = _proofread(loaded, data, limit, seed, watched)
-            elif task == "filling":
-                told[task], said = _filling(loaded, data, split, limit, seed, watched)
+            elif task in ("filling", "instructions"):
+                told[task], said = _on_turns(task, loaded, data, split, limit, seed, watched)
             else:
                 settings = _settings(checked, limit, style, unsafe)
                 told[task], said = _benchmark(task, loaded, data, settings, watched)
@@ -188,16 +188,20 @@ def _proofread(
     return told, lines(told)
 
 
-def _filling(
-    model: Model, data: Path, split: str, limit: int | None, seed: int | None, watched: Progress
+def _on_turns(
+    task: str, model: Model, data: Path, split: str, limit: int | None, seed: int, watched: Progress
 ) -> tuple[dict[str, Any], list[str]]:
-    from redraft.evaluation import filling
+    """The tasks on turns of a prepared split."""
+    from redraft.evaluation import filling, following
     from redraft.training.data import Corpus
 
     corpus = Corpus(data, split)
     documents = [corpus[i] for i in range(len(corpus))]
-    told = filling.filling(model, documents, limit or 200, seed=seed or 0, progress=watched)
-    return told, filling.lines(told)
+    if task == "filling":
+        told = filling.filling(model, documents, limit or 200, seed=seed, progress=watched)
+        return told, filling.lines(told)
+    told = following.following(model, documents, limit or 200, seed, watched)
+    return told, following.lines(told)
 
 
 def _report(files: list[Path], out: Path, as_json: bool) -> None:
