@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from redraft.cli.drafts import NOISE_SIGN, STYLES
 from redraft.cli.terminal import console, is_terminal
+from redraft.evaluation.intervals import wilson
 from redraft.sampling import Canvas, NoiseKey, SamplerSettings, SlotState, SlotVocabulary, advance, begin
 
 # A slot settles when its probability is above this, and the surest one always does.
@@ -92,14 +92,6 @@ def solve_in_order(model: GridDenoiser, puzzles: Puzzles) -> tuple[np.ndarray, n
             hidden = denoise(model, grids[part], puzzles.clue[part])[:, cell]
             grids[part, cell] = model.logits(hidden)[:, : model.board.size].argmax(-1).cpu().numpy()
     return grids, (~puzzles.clue).sum(1)
-
-
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927)."""
-    share, spread = right / of, z * z / of
-    middle = share + spread / 2
-    width = z * math.sqrt(share * (1 - share) / of + spread / (4 * of))
-    return max(0.0, (middle - width) / (1 + spread)), min(1.0, (middle + width) / (1 + spread))
 
 
 def score(puzzles: Puzzles, grids: np.ndarray, evaluations: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from redraft.training.ship import seal, ship
+from redraft.files import seal
+from redraft.training.ship import ship
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src/redraft/models/redraft-tiny"

@@ -50,7 +50,12 @@ def manifest(folder: Path) -> dict[str, Any]:
     return {"files": {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}}
 
 
+def seal(folder: Path) -> None:
+    """Writes manifest.json anew: size and sha256 of every file, which loading checks."""
+    write_atomically(folder / MANIFEST, (json.dumps(manifest(folder), indent=2) + "\n").encode())
+
+
 def renew_manifest(folder: Path) -> None:
-    """Writes manifest.json anew where the folder has one: size and sha256 of every file, which loading checks."""
+    """Seals a folder anew that had a manifest before."""
     if (folder / MANIFEST).exists():
-        write_atomically(folder / MANIFEST, (json.dumps(manifest(folder), indent=2) + "\n").encode())
+        seal(folder)

@@ -16,8 +16,7 @@ from redraft.engine import OPEN, GivenCanvas
 from redraft.errors import RequestError
 from redraft.hub.tokenizer import check_text
 
-LENGTH_FIRST = True
-FIRST_SLOTS = 2  # in training at most half of a gap was surplus
+FIRST_SLOTS = 2  # more make fills too long: the trained model thinks few of a gap's slots empty
 AHEAD = 4  # open slots that stand for a later gap on the canvas of this one
 Pins = Mapping[int, str]
 
@@ -155,7 +154,7 @@ class _Gap:
         only = ({0: left.only} if left else {}) | ({end - 1: self._right.only} if self._right else {})
         initial += self._tail
         canvas = GivenCanvas(tuple(initial), tuple(token != OPEN for token in initial), end, only)
-        request = editor.request(prompt, [canvas], self._sample, self._open_end, length_first=LENGTH_FIRST)
+        request = editor.request(prompt, [canvas], self._sample, self._open_end, length_first=True)
         answer = yield Ask(request, _without(self._before, left.held), "".join(self._after))
         if not answer.canvases:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +55,7 @@ class Settings(Protocol):
     def save_every(self) -> int: ...
 
 
-class Loop:
+class Loop(ABC):
     """A run; what a step, an evaluation and a checkpoint are is for the kinds of runs to say.
 
     resolved: the recipe as plain data. pause_after: seconds after which a session ends with a checkpoint, None: never.
@@ -79,15 +80,17 @@ class Loop:
         self.session_start = time.perf_counter()
         self.seconds_before = self.agreed_seconds = seconds
 
+    @abstractmethod
     def step(self) -> dict[str, float]:
         """One optimizer step; its metrics, `tokens` among them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, sampler: Any) -> None:
-        raise NotImplementedError
+        """Measures the averaged weights on held-out text; sampler: writes the samples."""
 
+    @abstractmethod
     def save(self) -> None:
-        raise NotImplementedError
+        """Writes a checkpoint, whole or not at all."""
 
     def derived(self, window: list[dict[str, float]], seconds: float) -> dict[str, float]:
         """Metrics of several steps together, which took so many seconds."""

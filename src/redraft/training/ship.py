@@ -11,7 +11,7 @@ import torch
 
 from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
-from redraft.files import MANIFEST, manifest, write_atomically
+from redraft.files import seal, write_atomically
 from redraft.hub.runs import newest
 from redraft.training.checkpoints import TOKENIZER_FILES
 
@@ -57,8 +57,3 @@ def ship(
     write_atomically(folder / "generation_config.json", (json.dumps(generation, indent=2) + "\n").encode())
     seal(folder)
     return folder
-
-
-def seal(folder: Path) -> None:
-    """Writes manifest.json anew: size and sha256 of every file, which loading checks."""
-    write_atomically(folder / MANIFEST, (json.dumps(manifest(folder), indent=2) + "\n").encode())
