@@ -52,6 +52,20 @@ def test_elbo_weights_are_those_of_the_absorbing_bound(tmp_path: Path) -> None:
     assert (weight == 3.0).any()
 
 
+def test_draft_decay_moves_weight_to_a_drafts_first_slots(tmp_path: Path) -> None:
+    """By exp(-1/decay) a slot, with a mean of 1 over the slots; other canvases are as they were."""
+    batch = a_batch(tmp_path)
+    process = toys.process("hybrid")
+    plain = slot_weights(batch, process, Objective()).numpy()
+    fallen = slot_weights(batch, process, Objective(draft_decay=2.0)).numpy()
+    draft = batch.time == 1.0
+    np.testing.assert_array_equal(fallen[~draft], plain[~draft])
+    factors = np.exp(-np.arange(plain.shape[-1]) / 2.0)
+    expected = plain[draft] * factors / factors.mean()
+    assert (expected > 1).any()
+    np.testing.assert_allclose(fallen[draft], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["absorbing", "hybrid", "uniform"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "loglinear"])
 def test_elbo_weights_are_finite_for_every_process(tmp_path: Path, kind: str, schedule: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ def slot_weights(batch: Batch, process: Process, settings: Objective) -> Tensor:
 
     flat: 1 on corrupted slots. elbo: the NELBO's weight of cross-entropy, cut at max_weight: -alpha'/(1 - alpha) on a
     mask of the absorbing process (MDLM), alpha times the rate w_t of `Process.weight` in general. Visible right slots
-    weigh right_weight either way.
+    weigh right_weight either way. draft_decay: on canvases at t = 1, exp(-k / draft_decay) for slot k, times what gives
+    these factors a mean of 1 over the canvas.
     """
     corrupted = batch.noisy != batch.target
     if settings.weighting == "flat":
@@ -47,6 +49,10 @@ def slot_weights(batch: Batch, process: Process, settings: Objective) -> Tensor:
         alpha = process.kernel.shares(time).alpha
         weight = torch.from_numpy((alpha * exact).clip(0, settings.max_weight)).float()
     weight = torch.where(torch.from_numpy(corrupted), weight, weight.new_tensor(settings.right_weight))
+    if settings.draft_decay is not None:
+        fall = np.exp(-np.arange(batch.noisy.shape[-1]) / settings.draft_decay)
+        factor = np.where((batch.time == 1.0)[..., None], fall / fall.mean(), 1.0)
+        weight = weight * torch.from_numpy(factor).float()
     free = torch.from_numpy(~batch.locked & (batch.canvas_document >= 0)[..., None])
     return weight * free
 

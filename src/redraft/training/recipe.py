@@ -104,6 +104,8 @@ class Objective(Section):
 
     weighting: flat cross-entropy over corrupted slots, or the NELBO's own weights cut at `max_weight`.
     right_weight: weight of visible slots that hold the right token, so that doubt is calibrated.
+    draft_decay: slots over which the weight of a draft's slots falls to 1/e, the canvas's sum kept: a drafted token
+    counts only if all before it were right (DFlash).
     """
 
     canvas_weight: float = Field(default=1.0, ge=0)
@@ -111,6 +113,7 @@ class Objective(Section):
     weighting: Literal["flat", "elbo"] = "flat"
     max_weight: float = Field(default=4.0, gt=0)
     right_weight: float = Field(default=0.2, ge=0)
+    draft_decay: float | None = Field(default=None, gt=0)
 
 
 class Optimizer(Section):
