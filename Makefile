@@ -3,7 +3,7 @@
 #   make demo        installs redraft and lets the shipped model answer PROMPT, its text resolving out of noise
 #   make test        sets up the test environment and runs the tests (make test-slow: those that take minutes)
 #   make lint        ruff and mypy
-#   make tiny        trains the shipped model anew and rewrites every number (DATA=dialogues_sgd.jsonl.xz, three hours)
+#   make tiny        trains the shipped model anew and rewrites every number (DATA=dialogues_sgd.jsonl.xz, 2.5 hours)
 #   make clean       removes the environment and all caches
 #
 # PYTHON=python3.12 picks another interpreter, VENV=DIR another place, ARGS="-k rope" goes to pytest.

@@ -1,6 +1,6 @@
 """Trains redraft-tiny from the data to the model card, and rewrites every number that depends on its weights.
 
-    python recipes/release.py dialogues_sgd.jsonl.xz            everything: about three hours of two idle cores
+    python recipes/release.py dialogues_sgd.jsonl.xz            everything: two hours and a half of two idle cores
     python recipes/release.py dialogues_sgd.jsonl.xz --from measure     the numbers alone, of the shipped weights
 
 Stages: prepare, train, edit, distill, ship, measure. Each starts from what the ones before left in runs/; training
