@@ -36,11 +36,10 @@ class About:
     tags: tuple[str, ...] = ("diffusion", "text-diffusion", "redraft", "dialogue")
     recipe: str = (
         "`recipes/release.py` in the redraft repository: tiny.yaml from scratch, tiny-edit.yaml (dialogue goes on, and "
-        "canvases that start from text with errors, or from text that an instruction changes, join it), "
-        "tiny-distill.yaml (the canvas also learns the AR self's greedy continuations behind a draft token). The "
+        "canvases that start from text with errors, or from text that an instruction changes, join it, and the first "
+        "drafts), tiny-distill.yaml (the canvas learns the AR self's greedy continuations behind a draft token). The "
         "shipped weights are 0.75 of the last stage's and 0.25 of the one before; the draft token is the last one's. "
-        "The stages above are what these weights went through: the first three made an earlier release, from whose "
-        "weights the others went on; in one go tiny.yaml takes the time of the first and the fourth together."
+        "All of it was one command, `make tiny`, beside which tests of the package ran at low priority."
     )
 
 
@@ -118,7 +117,7 @@ def _use(results: Results) -> str:
 
 
 def _frontiers(results: Results) -> list[str]:
-    """Quality beside speed, before distillation too where that was measured."""
+    """Quality beside speed, before the last stage too where that was measured."""
     if "frontier" not in results:
         return []
     parts = [
@@ -130,7 +129,7 @@ def _frontiers(results: Results) -> list[str]:
     ]
     if "frontier_before" in results:
         parts += [
-            "Before distillation, the same prompts:",
+            "Before the last stage, the same prompts:",
             numbers.frontier(results, "frontier_before"),
             _gain(results),
         ]
