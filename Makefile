@@ -24,8 +24,9 @@ SETTINGS := pyproject.toml constraints.txt
 help:
 	@sed -n 's/^#   make /make /p' Makefile
 
+# The first answer is slowed down and settles slot by slot, to be seen; the second is what the engine does by default.
 demo: $(VENV)/.base
-	@$(BIN)/redraft run "$(PROMPT)"
+	@$(BIN)/redraft run --threshold 0.7 --delay 0.1 "$(PROMPT)"
 	@$(BIN)/redraft run --json "$(PROMPT)"
 
 test: $(VENV)/.test
