@@ -122,8 +122,8 @@ def mending(model: Model, replies: Sequence[Reply], length: int, batch: int, see
     damaged, right = np.array([c.tokens for c in cases]), np.array([c.right for c in cases])
     wrong = damaged != right
 
-    def judged(texts: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
-        """Nats a token over all texts, and of each; nulls are no tokens."""
+    def judged(texts: np.ndarray) -> tuple[float, np.ndarray]:
+        """Of int64 [texts, slots]: nats a token over all texts, and of each; nulls are no tokens."""
         kept = [t[~np.isin(t, config.special_slot_ids)] for t in texts]
         nll = continuation_nll(model.backend, prompts, kept, batch)
         each = np.array([n.mean() if len(n) else 0.0 for n in nll])
