@@ -200,14 +200,14 @@ class Model(Editable):
         values["canvas_length"] = self.config.canvas_length
         if values["max_steps"] is None:
             longest = max(costs.longest, self.config.canvas_length)
-            values["max_steps"] = longest * (1 if values["edit_threshold"] is None else 2)
+            values["max_steps"] = longest * _steps_a_slot(values)
         return costs
 
     def _sampler(self, values: dict[str, Any]) -> SamplerSettings:
         """Names as in generation_config.json to the sampler's; max_steps None: as many as slots."""
         slots, steps = values["canvas_length"], values["max_steps"]
         if steps is None and isinstance(slots, int):
-            steps = max(1, slots) * (1 if values["edit_threshold"] is None else 2)
+            steps = max(1, slots) * _steps_a_slot(values)
         return SamplerSettings(
             temperature=values["temperature"],
             top_k=values["top_k"],
@@ -216,6 +216,7 @@ class Model(Editable):
             max_steps=steps,
             threshold=values["threshold"],
             edit_threshold=values["edit_threshold"],
+            doubt=values["doubt"],
             renoise="uniform" if self.config.mask_token_id is None else "mask",
         )
 
@@ -236,6 +237,11 @@ class Model(Editable):
             finally:
                 self._lock.release()
         return ticket.inbox.popleft() if ticket.inbox else None
+
+
+def _steps_a_slot(values: dict[str, Any]) -> int:
+    """Steps that a canvas may take for each of its slots: room to correct errors where that is wanted."""
+    return 1 if values["edit_threshold"] is None and values["doubt"] is None else 2
 
 
 class Stream:

@@ -36,19 +36,28 @@ def test_the_fit_finds_the_chance_back(chance: float, slots: int) -> None:
 
 def test_easy_text_takes_long_canvases_and_hard_text_short_ones() -> None:
     hard = [(16 - i, 1) for i in range(16)]
-    assert choose_length(hard, COSTS, 16) == 4  # a slot a step however many there are: take the cheapest step
-    assert choose_length([(16, 16)] * 8, COSTS, 8) == 16
+    assert choose_length(hard, COSTS) == 4  # a slot a step however many there are: take the cheapest step
+    assert choose_length([(16, 16)] * 8, COSTS) == 16
+    assert choose_length([(16, 16)], COSTS) == 4  # too little to go by
     middling = [(8, 3), (5, 2), (3, 2), (1, 1)] * 4
-    assert choose_length(middling, StepCosts(((4, 1.0), (8, 1.1), (16, 4.0))), 16) in (4, 8)
+    assert choose_length(middling, StepCosts(((4, 1.0), (8, 1.1), (16, 4.0)))) in (4, 8)
 
 
-@given(st.lists(EVALUATION, max_size=40), st.sampled_from([1, 8, 16]))
-def test_a_length_of_the_table_or_the_usual_one(history: list[tuple[int, int]], usual: int) -> None:
-    chosen = choose_length(history, COSTS, usual)
-    assert chosen == choose_length(list(history), COSTS, usual)
-    assert chosen in {slots for slots, _ in COSTS.costs} | {usual}
+@given(st.lists(EVALUATION, max_size=40))
+def test_a_length_of_the_table(history: list[tuple[int, int]]) -> None:
+    chosen = choose_length(history, COSTS)
+    assert chosen == choose_length(list(history), COSTS)
+    assert chosen in {slots for slots, _ in COSTS.costs}
     scaled = StepCosts(tuple((s, 4 * c) for s, c in COSTS.costs))
-    assert choose_length(history, scaled, usual) == chosen  # only ratios count
+    assert choose_length(history, scaled) == chosen  # only ratios count
+
+
+def test_costs_between_and_beyond_the_measured_lengths() -> None:
+    assert COSTS.at(1) == 1.0
+    assert COSTS.at(2.5) == pytest.approx(1.1)  # between one row, an AR step, and four
+    assert COSTS.at(8) == pytest.approx(1.4)
+    assert COSTS.at(24) == pytest.approx(2.4)
+    assert StepCosts(((1, 2.0),)).at(9) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -82,10 +91,10 @@ def test_canvases_change_their_length() -> None:
     for ticket, events in finish(engine, tickets).items():
         assert ticket.writer is not None
         widths = [len(e.tokens) for e in events if isinstance(e, Step)]
-        assert widths[0] == 8
+        assert widths[0] == 4  # the shortest while nothing is known
         assert sum(len(e.tokens) for e in events if isinstance(e, Commit)) == 60
         lengths |= set(widths)
-    assert lengths - {8}
+    assert lengths - {4}
     assert lengths <= {4, 8, 16}
 
 

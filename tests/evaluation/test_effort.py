@@ -80,10 +80,10 @@ def test_levels_go_from_fast_to_good(measured: list[tuple[float, float]]) -> Non
 
 def test_step_costs_of_a_speed_report() -> None:
     over = {"canvas_16": 1.70049, "canvas_8": 1.25, "commit_and_canvas_8": 1.6}
-    assert step_costs({"costs": {"over_ar": over}}) == {"8": 1.25, "16": 1.7}
-    assert step_costs({"costs": {}}) == {}
+    assert step_costs({"over_ar": over}) == {"8": 1.25, "16": 1.7}
+    assert step_costs({}) == {}
     assert GenerationDefaults.from_dict(
-        {"canvas_length": "auto", "step_costs": step_costs({"costs": {"over_ar": over}})}
+        {"canvas_length": "auto", "step_costs": step_costs({"over_ar": over})}
     )
 
 

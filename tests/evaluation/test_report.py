@@ -204,6 +204,7 @@ def test_the_model_has_the_levels_that_the_frontier_found(measured: Path) -> Non
     results = json.loads((measured / "results.json").read_text())
     generation = json.loads((measured / "model" / "generation_config.json").read_text())
     assert generation == tuned(generation, results["frontier"])
+    assert generation["step_costs"].keys() == {"4", "8", "16", "32"}
     level = generation["effort"]["medium"]
     assert results["speed"]["settings"]["diffusion"]["canvas"] == level["canvas_length"]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from redraft.corruption import SCHEDULES
+from redraft.errors import RequestError
 from redraft.sampling import (
     NoiseKey,
     SamplerSettings,
@@ -96,6 +99,68 @@ def test_text_given_at_the_start_is_corrected() -> None:
     untouched = begin(SamplerSettings(), VOCABULARY, NoiseKey(0), 0, initial=[1, 5, 3])
     assert untouched.finished  # nothing is open and nothing may be revised
     assert outcome(untouched) == (1, 5, 3)
+
+
+def test_a_doubted_token_goes_back_to_noise_and_is_filled_again() -> None:
+    settings = SamplerSettings(canvas_length=3, accept="quota", steps=3, max_steps=9, doubt=0.3, edit_steps=1)
+    canvas = begin(settings, VOCABULARY, NoiseKey(0), 0, locked={2: 5}, initial=[1, 2, -1])
+    assert wanted(canvas).tolist() == [0, 1]  # what has settled is read
+    canvas = advance(canvas, believing(1, 4, 3, probability=0.75))
+    assert canvas.tokens.tolist() == [1, MASK, 5]
+    assert canvas.state.tolist() == [SlotState.SETTLED, SlotState.REVISED, SlotState.LOCKED]
+    assert not canvas.finished
+    canvas = advance(canvas, believing(1, 3, 3))  # what stands around it says 3
+    assert canvas.tokens.tolist() == [1, 3, 5]
+    assert canvas.finished  # a single step may begin with nothing open
+    assert outcome(canvas) == (1, 3, 5)
+
+
+def test_no_doubt_ends_the_canvas() -> None:
+    settings = SamplerSettings(canvas_length=3, doubt=0.3, edit_steps=5)
+    canvas = begin(settings, VOCABULARY, NoiseKey(0), 0, initial=[1, 2, 3])
+    canvas = advance(canvas, believing(1, 2, 3, probability=0.4))
+    assert canvas.finished
+    assert canvas.step == 1
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 5, 8, 20])
+def test_the_timetable_makes_up_for_doubts(budget: int) -> None:
+    """Whatever is taken back, the budget holds, every slot ends settled, and the last step takes nothing back."""
+    settings = SamplerSettings(
+        canvas_length=8, accept="quota", steps=budget, max_steps=budget, doubt=0.6, edit_steps=0
+    )
+    network, vocabulary = arbitrary(V), SlotVocabulary(V, mask_id=MASK)
+    taken = 0
+    for seed in range(6):
+        canvas = begin(settings, vocabulary, NoiseKey(seed), 7 * seed)
+        while not canvas.finished:
+            before = canvas.settled
+            canvas = advance(canvas, network(canvas))
+            taken += int((before & ~canvas.settled).sum())
+            assert canvas.settled.sum() <= max(1, -(-8 * canvas.step // min(budget, 8))) or canvas.finished
+        assert canvas.step <= budget
+        assert canvas.settled.all()
+        assert not (canvas.tokens == MASK).any()
+    assert (taken > 0) == (budget > 2)
+
+
+def test_no_doubt_at_a_bound_of_zero() -> None:
+    plain = SamplerSettings(canvas_length=8, accept="quota", steps=4, max_steps=4)
+    network, vocabulary = arbitrary(V), SlotVocabulary(V, mask_id=MASK)
+    one = begin(plain, vocabulary, NoiseKey(0), 0)
+    other = begin(replace(plain, doubt=0.0, edit_steps=0), vocabulary, NoiseKey(0), 0)
+    while not one.finished:
+        one, other = advance(one, network(one)), advance(other, network(other))
+        assert np.array_equal(one.tokens, other.tokens)
+    assert other.finished
+
+
+@pytest.mark.parametrize(
+    "other", [{"edit_threshold": 0.5}, {"remask": "conf"}, {"accept": "ancestral"}, {"renoise": "uniform"}]
+)
+def test_one_way_of_correction_at_a_time(other: dict) -> None:
+    with pytest.raises(RequestError, match="doubt"):
+        SamplerSettings(doubt=0.3, **other)
 
 
 @pytest.mark.parametrize("remask", ["cap", "rescale"])

@@ -170,7 +170,7 @@ class Editable(ABC):
         values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(sampling.get("effort"))
         given = {("max_steps" if name == "steps" else name): sampling.get(name) for name in names}
         values |= {name: value for name, value in given.items() if value is not None}
-        values |= {"canvas_length": self.config.canvas_length, "edit_threshold": None}
+        values |= {"canvas_length": self.config.canvas_length, "edit_threshold": None, "doubt": None}
         return Editor(
             config=self.config,
             pieces=self._pieces,

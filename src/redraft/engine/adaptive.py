@@ -6,6 +6,9 @@ same seed gives the same tokens.
 The model is the one of speculative decoding (Leviathan et al. 2023): each slot settles with chance q if all before it
 did, and one always does, so a step on r open slots settles (1 - q^r)/(1 - q). q is fitted to the last evaluations;
 then a canvas of C slots takes n(C, q) steps, and the length with the least n(C, q) * cost(C) / C is taken.
+
+It is for canvases that settle by themselves. How many tokens of a draft the AR self will keep, the last drafts hardly
+tell (correlation 0.2), while the draft's own probabilities do (0.7): draft_layout "auto" goes by those.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 from redraft.errors import RequestError
 
 RECENT = 32  # evaluations that count: some canvases' worth, so that harder text is noticed within a sentence
-LEAST = 4  # evaluations below which the history says too little
+LEAST = 4  # evaluations below which the history says too little: a short canvas is then the smallest mistake
 CHANCES = (*(i / 64 for i in range(64)), 1.0)  # values of q that are tried
 
 Evaluation = tuple[int, int]  # slots open before it, and how many of them it settled
@@ -27,7 +30,7 @@ Evaluation = tuple[int, int]  # slots open before it, and how many of them it se
 
 @dataclass(frozen=True)
 class StepCosts:
-    """costs: (slots, what an evaluation with a canvas of so many costs) from short to long; only ratios count. Raises
+    """costs: (slots, what an evaluation with a canvas of so many costs, in AR steps) from short to long. Raises
     RequestError, one line, for a table that can't be."""
 
     costs: tuple[tuple[int, float], ...] = ((8, 1.3), (16, 1.7), (32, 2.6))
@@ -61,12 +64,22 @@ class StepCosts:
     def longest(self) -> int:
         return self.costs[-1][0]
 
+    def at(self, rows: float) -> float:
+        """Cost of an evaluation of so many rows: on the line through the two lengths of the table that are nearest,
+        and 1 for a single row, an AR step."""
+        known = self.costs if self.costs[0][0] == 1 else ((1, 1.0), *self.costs)
+        if len(known) == 1:
+            return known[0][1]
+        above = next((i for i, (slots, _) in enumerate(known) if slots >= rows), len(known) - 1)
+        (a, low), (b, high) = known[max(above, 1) - 1], known[max(above, 1)]
+        return low + (high - low) * (rows - a) / (b - a)
 
-def choose_length(history: Sequence[Evaluation], costs: StepCosts, usual: int) -> int:
-    """Slots of the next canvas: one of the table's lengths, or `usual` while the history is too short."""
+
+def choose_length(history: Sequence[Evaluation], costs: StepCosts) -> int:
+    """Slots of the next canvas: one of the table's lengths, the shortest while the history is too short."""
     recent = [(before, settled) for before, settled in history[-RECENT:] if before > 0]
     if len(recent) < LEAST:
-        return usual
+        return costs.costs[0][0]
     chance = fitted(recent)
     return min(costs.costs, key=lambda c: (steps(c[0], chance) * c[1] / c[0], c[0]))[0]
 

@@ -223,7 +223,7 @@ class Request:
         if self.decode == "diffusion" and not self.drafts and not self.sampler.follows_grammars:
             raise RequestError(
                 "a grammar needs tokens that stay once accepted: use accept threshold, quota or entropy_bound with "
-                "renoise mask, and neither edit_threshold nor remask"
+                "renoise mask, and none of edit_threshold, doubt and remask"
             )
 
 

@@ -160,12 +160,12 @@ def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Pr
 
 
 def _adaptive(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
-    prompts, tokens = options.size((24, 64), (2, 16))
+    prompts, tokens = options.size((40, 64), (2, 16))
     point = options.point()
     if point.threshold is None:  # canvases that settle by themselves: a check leaves nothing to adapt
         point = replace(point, threshold=model.defaults.threshold)
     length = point.canvas or (8 if options.quick else 16)
-    many = {"replies": 20, "canvases": 10} if options.quick else {}
+    many = {"replies": 20, "canvases": 10, "sized": 1} if options.quick else {}
     settings = adaptive.Adaptive(
         length=length, prompts=prompts, tokens=tokens, diffusion=point, seed=options.seed, **many
     )
@@ -204,7 +204,7 @@ BENCHES: dict[str, Bench] = {
         plots.plot_frontier,
     ),
     "adaptive": Bench(
-        "work by difficulty; error correction on and off (about 2 minutes)",
+        "work by difficulty and canvas length; error correction on and off (about 2 minutes)",
         _adaptive,
         adaptive.lines,
         plots.plot_adaptive,

@@ -55,10 +55,10 @@ def settings(point: Mapping[str, Any]) -> dict[str, Any]:
     return {theirs: point[ours] for ours, theirs in SETTINGS.items() if point.get(ours) is not None}
 
 
-def step_costs(speed: Mapping[str, Any]) -> dict[str, float]:
-    """generation_config.json's "step_costs" from the object of `redraft bench speed --json`: evaluations with a canvas
-    of each length, in AR steps. Empty where they weren't measured."""
-    over_ar = speed.get("costs", {}).get("over_ar", {})
+def step_costs(costs: Mapping[str, Any]) -> dict[str, float]:
+    """generation_config.json's "step_costs" from the `costs` of evaluation.speed: evaluations with a canvas of each
+    length, in AR steps. Empty where they weren't measured."""
+    over_ar = costs.get("over_ar", {})
     lengths = {
         name.removeprefix("canvas_"): cost for name, cost in over_ar.items() if name.startswith("canvas_")
     }

@@ -200,48 +200,80 @@ def frontier(results: Results, key: str = "frontier") -> str:
 
 def adaptive(results: Results) -> str:
     told = results["adaptive"]
-    d, m = told["difficulty"], told["mending"]
-    rows = [
-        [name, str(d[name]["replies"]), f"{d[name]['ar_nll']:.2f}", f"{d[name]['nfe_per_token']:.3f}"]
-        for name in ("hardest", "easiest")
-    ]
-    low, high = d["ratio_interval"]
-    parts = [
-        table(["tenth of replies", "replies", "AR NLL", "evaluations a token"], rows),
-        f"Ratio {d['ratio']:.2f} [{low:.2f}, {high:.2f}], {d['length']} tokens each.",
-    ]
-    names = [n for n in ("editing", "remasking") if all(n in row for row in told["correction"])]
+    parts = [*_difficulty(told["difficulty"]), *_lengths(told), *_correction(told["correction"])]
+    return "\n\n".join([*parts, *_mending(told["mending"]), where(told)])
+
+
+def _difficulty(d: Results) -> list[str]:
+    from redraft.evaluation.difficulty import MEASURES
+
     rows = []
-    for row in told["correction"]:
-        cells = [str(row["nfe_per_canvas"]), f"{row['off']['ar_nll']:.3f}"]
-        for name in names:
-            low, high = row[name]["interval"]
-            cells.append(
-                f"{row[name]['ar_nll']:.3f} ({row[name]['difference']:+.3f} [{low:+.3f}, {high:+.3f}])"
-            )
-        rows.append(cells)
-    parts.append(table(["evaluations a canvas", "AR NLL, off", *names], rows))
+    for r in d["rows"]:
+        cells = [f"{r[n]['nfe_per_token']:.3f} ({r[n]['ar_nll']:.2f})" for n in ("easiest", "hardest")]
+        low, high = r["ratio_interval"]
+        rows.append([f"{r['way']}, {r['measure']}", *cells, f"{r['ratio']:.2f} [{low:.2f}, {high:.2f}]"])
+    head = ["evaluations a token (AR NLL)", "easiest tenth", "hardest tenth", "ratio"]
+    about = "; ".join(f"*{name}*: {text}" for name, text in MEASURES.items())
+    return [table(head, rows), f"{d['replies']} replies, {d['length']} tokens each. {about}."]
+
+
+def _lengths(told: Results) -> list[str]:
+    found = told["lengths"]
+    columns = list(dict.fromkeys(r["length"] for r in found))
+    cells = {
+        (r["way"], r["length"]): f"{r['tokens_by_cost']:.2f} ({1 / r['nfe_per_token']:.2f})" for r in found
+    }
+    ways = list(dict.fromkeys(r["way"] for r in found))
+    rows = [[way, *(cells.get((way, column), "–") for column in columns)] for way in ways]
+    costs = ", ".join(f"{slots} slots {cost:.2f}" for slots, cost in told["step_costs"].items())
+    note = "Tokens by cost, an AR step and its token being 1, and in brackets tokens an evaluation"
+    return [
+        table(["slots of a canvas", *map(str, columns)], rows),
+        f"{note}. Costs: {costs or 'the built-in table'}.",
+    ]
+
+
+def _correction(found: Sequence[Results]) -> list[str]:
+    names = list(dict.fromkeys(n for row in found for n, r in row.items() if "difference" in _mapping(r)))
+    rows = []
+    for row in found:
+        off = f"{row['off']['ar_nll']:.3f} at {row['off']['nfe_per_token']:.2f}"
+        cells = [
+            f"{_against_off(row[name])} at {row[name]['nfe_per_token']:.2f}" if name in row else "–"
+            for name in names
+        ]
+        rows.append([str(row["nfe_per_canvas"]), off, *cells])
+    about = "AR NLL (difference to off) at so many evaluations a token: canvases with more nulls bring fewer tokens."
+    return [table(["evaluations a canvas", "off", *names], rows), about]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _against_off(told: Results) -> str:
+    low, high = told["interval"]
+    return f"{told['ar_nll']:.3f} ({told['difference']:+.3f} [{low:+.3f}, {high:+.3f}])"
+
+
+def _mending(m: Results) -> list[str]:
     rows = [
         [
-            f"{r['edit_threshold']:g}",
+            r["name"],
             f"{100 * r['repaired']:.0f} %",
             f"{100 * r['otherwise']:.0f} %",
             f"{100 * r['spoiled']:.1f} %",
-            f"{r['ar_nll']:.3f}",
+            _against_off(r),
+            f"{r['nfe_per_canvas']:.1f}",
         ]
-        for r in m["thresholds"]
+        for r in m["ways"]
     ]
-    parts.append(
-        table(
-            ["edit threshold", "wrong: repaired", "wrong: changed otherwise", "right: spoiled", "AR NLL"],
-            rows,
-        )
-    )
-    parts.append(
+    head = ["on damaged text", "wrong: repaired", "wrong: changed otherwise", "right: spoiled", "AR NLL"]
+    about = (
         f"{m['swapped']} of {m['tokens']} settled tokens swapped; AR NLL {m['ar_nll_before']:.3f} before, "
-        f"{m['ar_nll_damaged']:.3f} damaged. {where(told)}"
+        f"{m['ar_nll_damaged']:.3f} damaged, the difference to which stands in brackets."
     )
-    return "\n\n".join(parts)
+    return [table([*head, "evaluations"], rows), about]
 
 
 def likelihood(results: Results) -> str:

@@ -156,27 +156,31 @@ def plot_batch(told: dict[str, Any], path: Path) -> None:
 
 
 def plot_adaptive(told: dict[str, Any], path: Path) -> None:
-    """Evaluations a token by difficulty; error correction by budget; mending by threshold."""
+    """Evaluations a token by difficulty; error correction by budget; what is mended of damaged text."""
     made, axes = figure(3)
     first, second, third = axes[0]
-    names = ["easiest", "hardest"]
-    rows = [told["difficulty"][n] for n in names]
-    spread = [
-        [r["nfe_per_token"] - r["interval"][0] for r in rows],
-        [r["interval"][1] - r["nfe_per_token"] for r in rows],
-    ]
-    first.bar(names, [r["nfe_per_token"] for r in rows], yerr=spread, color=COLOURS["diffusion"])
-    first.set(ylabel="evaluations a token", title="tenths of replies by AR NLL")
+    for row in told["difficulty"]["rows"]:
+        if row["measure"] == "given reply":
+            tenths = row["tenths"]
+            first.plot(range(1, len(tenths) + 1), tenths, "o-", label=row["way"])
+    first.set(xlabel="tenth of replies by AR NLL", ylabel="evaluations a token", title="writing the reply")
+    first.legend(fontsize=8)
     budgets = [row["nfe_per_canvas"] for row in told["correction"]]
-    for name in ("off", "editing", "remasking"):
-        if all(name in row for row in told["correction"]):
-            second.plot(budgets, [row[name]["ar_nll"] for row in told["correction"]], "o-", label=name)
+    for name in ("off", "doubt", "editing", "remasking", "checked"):
+        found = [
+            (b, row[name]["ar_nll"])
+            for b, row in zip(budgets, told["correction"], strict=True)
+            if name in row
+        ]
+        if found:
+            second.plot(*zip(*found, strict=True), "o-", label=name)
     second.set(xlabel="evaluations a canvas", ylabel="AR NLL, nats a token", title="error correction")
     second.legend(fontsize=8)
+    ways = told["mending"]["ways"]
     for key in ("repaired", "otherwise", "spoiled"):
-        rows = told["mending"]["thresholds"]
-        third.plot([r["edit_threshold"] for r in rows], [100 * r[key] for r in rows], "o-", label=key)
-    third.set(xlabel="edit threshold", ylabel="%", title="5 % of settled tokens swapped")
+        third.plot([r["name"] for r in ways], [100 * r[key] for r in ways], "o", label=key)
+    third.tick_params(axis="x", labelrotation=40, labelsize=8)
+    third.set(ylabel="%", title="5 % of settled tokens swapped")
     third.legend(fontsize=8)
     save(made, path)
 

@@ -16,17 +16,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redraft.errors import RedraftError, RequestError
 from redraft.evaluation.benches import BENCHES, Options, run_bench
 from redraft.evaluation.card import write_card
-from redraft.evaluation.effort import NO_WORSE, tuned
+from redraft.evaluation.effort import NO_WORSE, step_costs, tuned
 from redraft.evaluation.numbers import rewrite_file
 from redraft.evaluation.plots import FORMATS, check_plot
-from redraft.evaluation.prompts import load_dialogues
-from redraft.evaluation.writing import machine
+from redraft.evaluation.prompts import load_dialogues, pick_prompts
+from redraft.evaluation.speed import costs
+from redraft.evaluation.writing import machine, unpadded
 from redraft.files import renew_manifest, write_atomically
 from redraft.hub.generation import GENERATION_CONFIG
 
@@ -92,6 +94,10 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     if "samples" in wanted:
         size = {"prompts": 6, "tokens": 16, "shown": 1} if arguments.quick else {}
         results["samples"] = samples(model, load_dialogues(model.tokenizer, data), **size)
+    if arguments.tune and "frontier" in wanted:
+        tuned_costs = {"step_costs": _costs_here(model, data)}
+        tune(folder, lambda raw: raw | tuned_costs)
+        model = redraft.load(arguments.model, backend=arguments.backend)
     for name in sorted(BENCHES, key=lambda name: name != "frontier"):  # the others run at the points it finds
         if name not in wanted:
             continue
@@ -99,7 +105,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
         chosen = replace(options, effort=_no_worse(model)) if name in AT_LEVEL else options
         results[name] = run_bench(name, model, chosen, say) | {"model": results["model"]}
         if name == "frontier" and arguments.tune:
-            tune(folder, results[name])
+            tune(folder, partial(tuned, frontier=results[name]))
             model = redraft.load(arguments.model, backend=arguments.backend)
     if data is not None:
         _edits(model, data, wanted, arguments.quick, results, say)
@@ -134,12 +140,18 @@ def _edits(
         results["filling"] = filling(model, documents, count=2 if quick else 400, progress=say)
 
 
-def tune(folder: Path, frontier: dict[str, Any]) -> None:
-    """Writes what a frontier found best into the model's generation_config.json."""
+def tune(folder: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrites the model's generation_config.json; changed: from what it holds to what was measured."""
     path = folder / GENERATION_CONFIG
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_atomically(path, (json.dumps(tuned(raw, frontier), indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(changed(raw), indent=2) + "\n").encode())
     renew_manifest(folder)
+
+
+def _costs_here(model: Model, data: Path | None) -> dict[str, float]:
+    """What an evaluation costs by canvas length on this machine, which canvases of changing length choose by."""
+    (prompt,) = pick_prompts(load_dialogues(model.tokenizer, data), 1, 1)
+    return step_costs(costs(model, unpadded(model.backend), prompt))
 
 
 def _no_worse(model: Model) -> str | None:

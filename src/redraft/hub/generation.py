@@ -21,10 +21,11 @@ class GenerationDefaults:
     """Defaults of one model.
 
     canvas_length: slots a canvas, or "auto": chosen as the answer goes by step_costs, what an evaluation costs by
-    canvas length (empty: a built-in table). threshold: probability from which a slot settles. max_steps: denoising
-    steps a canvas, None for as many as slots. temperature: 0 is greedy. top_k: 0 keeps all. edit_threshold:
-    probability from which a settled token is overwritten, None never. slide: leading settled slots that leave
-    the canvas at once, 0 to commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
+    canvas length, in AR steps (empty: a built-in table). threshold: probability from which a slot settles.
+    max_steps: denoising steps a canvas, None for as many as slots. temperature: 0 is greedy. top_k: 0 keeps all.
+    edit_threshold: probability from which a settled token is overwritten; doubt: probability below which it goes back
+    to noise; None never, one of the two at most. slide: leading settled slots that leave the canvas at once, 0 to
+    commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
     its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
     None for canvas_length. effort: for each level of the dial the
     settings it changes.
@@ -37,6 +38,7 @@ class GenerationDefaults:
     top_k: int = 0
     top_p: float = 1.0
     edit_threshold: float | None = None
+    doubt: float | None = None
     slide: int = 0
     check_ratio: float | None = None
     draft_length: int | None = None
@@ -145,6 +147,7 @@ _RULES = {
     "top_k": _Rule(int, 0, math.inf),
     "top_p": _Rule(float, 0, 1, above_low=True),
     "edit_threshold": _Rule(float, 0, 1, optional=True),
+    "doubt": _Rule(float, 0, 1, optional=True),
     "slide": _Rule(int, 0, math.inf),
     "check_ratio": _Rule(float, 0, 1, optional=True, above_low=True),
     "draft_length": _Rule(int, 2, math.inf, optional=True),

@@ -10,11 +10,12 @@ One canvas goes
 and AR's next token is choose(logits, settings, vocabulary, key, position, chosen).
 """
 
-from redraft.sampling.canvas import Canvas, advance, begin, outcome
+from redraft.sampling.canvas import Canvas, begin, outcome
 from redraft.sampling.noise import NoiseKey, gumbel
 from redraft.sampling.reading import wanted
 from redraft.sampling.settings import SamplerSettings, SlotVocabulary, WarpSettings
 from redraft.sampling.state import SlotState
+from redraft.sampling.step import advance
 from redraft.sampling.warp import choose, warp
 
 __all__ = [

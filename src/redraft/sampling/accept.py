@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class Look:
     """One canvas as a rule sees it: step from 0, opened (slots that were open at first), open bool [C], and
-    the probability of each slot's choice and its entropy in nats, float32 [C]."""
+    the probability of each slot's choice and its entropy in nats, float32 [C]. back: settled slots that this step takes
+    back, which are not open yet."""
 
     settings: SamplerSettings
     step: int
@@ -28,6 +29,7 @@ class Look:
     open: np.ndarray
     probability: np.ndarray
     entropy: np.ndarray
+    back: int = 0
 
 
 def threshold(look: Look) -> np.ndarray:
@@ -62,12 +64,12 @@ def entropy_bound(look: Look) -> np.ndarray:
 def _owed(look: Look) -> int:
     """How many slots this step must settle so that all have by the end of the timetable; at least one.
 
-    With masks ⌊n/N⌋ a step and one more in the first n mod N (LLaDA); with random tokens what is missing to
-    ⌈(step+1)·n/N⌉ in all (DiffusionGemma's block refinement)."""
+    With masks ⌊n/N⌋ a step and one more in the first n mod N (LLaDA); with random tokens, and where masks come back,
+    what is missing to ⌈(step+1)·n/N⌉ in all (DiffusionGemma's block refinement)."""
     steps = look.settings.timetable
-    if look.settings.renoise == "uniform":
+    if look.settings.renoise == "uniform" or look.settings.doubt is not None:
         target = -(-(look.step + 1) * look.opened // steps)
-        return max(1, target - (look.opened - int(look.open.sum())))
+        return max(1, target - (look.opened - int(look.open.sum()) - look.back))
     base, more = divmod(look.opened, steps)
     return max(1, base + (look.step < more))
 

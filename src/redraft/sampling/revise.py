@@ -31,6 +31,25 @@ def edits(canvas: Canvas, reading: Reading) -> np.ndarray | None:
     return other & np.isin(run, run[sure])
 
 
+def undoubted(canvas: Canvas, reading: Reading, last: bool) -> np.ndarray:
+    """bool [C]: the settled slots without those whose token has a probability below settings.doubt among all that could
+    stand there, as the model sees the whole canvas. Hidden again, such a slot is filled from both sides without its own
+    token, which a network that sees it finds likelier than it should. In the last step all stay. (The planner of P2,
+    Peng et al. 2025, ranks slots by the same number; here a bound decides.)"""
+    limit = canvas.settings.doubt
+    if limit is None or last:
+        return canvas.settled
+    looked = (canvas.settled & canvas.live & ~canvas.locked)[reading.rows]
+    if not looked.any():
+        return canvas.settled
+    rows, bent = reading.rows[looked], reading.bent[looked].astype(np.float64)
+    weight = np.exp(bent - bent.max(axis=-1, keepdims=True))
+    own = weight[np.arange(len(rows)), canvas.tokens[rows]] / weight.sum(axis=-1)
+    kept = canvas.settled.copy()
+    kept[rows[own < limit]] = False
+    return kept
+
+
 def _cap(eta: float, most: float, slots: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return np.full(len(slots), min(eta, most))
 

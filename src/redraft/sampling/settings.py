@@ -86,7 +86,9 @@ class SamplerSettings(WarpSettings):
     edit_threshold: a settled token is overwritten when the argmax differs and its probability exceeds this
     (LLaDA2.1 T2T); edit_spread: with it the settled tokens right beside it whose argmax differs too, since the
     tokens of one word go wrong together; edit_steps: evaluations it may go on after all slots have settled.
-    remask: ReMDM's schedule for taking settled tokens back, with remask_eta.
+    remask: ReMDM's schedule for taking settled tokens back, with remask_eta. doubt: a settled token goes back to noise
+    as soon as the model, which sees it among all others, gives it a probability below this; the slot is then filled by
+    what stands around it, and the rules with a timetable make up for it. edit_steps hold here too.
 
     corruption, uniform_share, schedule: the forward process that ancestral and ReMDM run backwards, names in
     the registries of redraft.corruption; start: its time at step 0, below 1 to begin with text that is half
@@ -116,6 +118,7 @@ class SamplerSettings(WarpSettings):
     length_first: bool = False
     remask: str | None = None
     remask_eta: float = 0.02
+    doubt: float | None = None
     corruption: str = "absorbing"
     uniform_share: float = 0.1
     schedule: str = "linear"
@@ -156,6 +159,14 @@ class SamplerSettings(WarpSettings):
                 self.sticky,
                 f"edit_threshold needs tokens that settle; {self.accept} settles none before its end",
             )
+        if self.doubt is not None:
+            _number("doubt", self.doubt, 0.0, 1.0)
+            alone = self.edit_threshold is None and self.remask is None
+            _require(alone, "doubt, edit_threshold and remask are three ways to correct errors: choose one")
+            _require(
+                self.sticky and self.open_noise == "mask" and self.accept in confidence_rules.RULES,
+                "doubt takes settled tokens back to masks: use renoise mask and a rule of confidence",
+            )
         if self.remask is not None:
             _choice("remask", self.remask, tuple(REMASK_SCHEDULES))
             _require(
@@ -189,10 +200,19 @@ class SamplerSettings(WarpSettings):
         return self.renoise
 
     @property
+    def looks_back(self) -> bool:
+        """Whether each step also reads what has settled, and may change it."""
+        return self.edit_threshold is not None or self.doubt is not None
+
+    @property
+    def final(self) -> bool:
+        """Whether what has settled stays as it is."""
+        return self.sticky and not self.looks_back and self.remask is None
+
+    @property
     def follows_grammars(self) -> bool:
-        """Whether what has settled stays, so that what comes after can be judged by it."""
-        stays = self.edit_threshold is None and self.remask is None
-        return self.sticky and stays and self.accept in confidence_rules.RULES
+        """Whether what comes after can be judged by what has settled."""
+        return self.final and self.accept in confidence_rules.RULES
 
     @property
     def needs_entropy(self) -> bool:

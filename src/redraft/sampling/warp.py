@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from redraft.errors import RedraftError, RequestError
 from redraft.sampling.noise import NoiseKey, gumbel
-from redraft.sampling.settings import SlotVocabulary, WarpSettings
+
+if TYPE_CHECKING:
+    from redraft.sampling.settings import SlotVocabulary, WarpSettings
 
 _HEAD = 256  # tokens that top-p sorts before it sorts them all
 

@@ -94,8 +94,8 @@ class Diffusion(Writer):
 
     def _length(self) -> int:
         """Slots that the next canvas should have."""
-        usual, costs = self.request.sampler.canvas_length, self.request.step_costs
-        return usual if costs is None else choose_length(self._history, costs, usual)
+        costs = self.request.step_costs
+        return self.request.sampler.canvas_length if costs is None else choose_length(self._history, costs)
 
     @property
     def _slot_vocabulary(self) -> SlotVocabulary:
@@ -129,10 +129,8 @@ class Diffusion(Writer):
         """Whether settled slots may leave the canvas before the others: they must not change any more."""
         if not self.request.slide:
             return False
-        sampler = self.request.sampler
-        final = sampler.sticky and sampler.edit_threshold is None and sampler.remask is None
         free = not self.request.locked and self.request.initial is None
-        return final and free and self.config.layout == "causal_context"
+        return self.request.sampler.final and free and self.config.layout == "causal_context"
 
     def _slide(self) -> list[Event]:
         """Commits the leading slots that have settled, if they are enough, and opens as many behind the rest: the next
@@ -166,9 +164,8 @@ class Diffusion(Writer):
         """Whether the slots settled from the left on already hold the end of the answer (length, a stop
         string)."""
         assert self.canvas is not None
-        sampler = self.request.sampler
-        if sampler.edit_threshold is not None or sampler.remask is not None or not sampler.sticky:
-            return False  # what has settled may still change
+        if not self.request.sampler.final:
+            return False
         closed = self.canvas.settled.tolist()
         settled = closed.index(False) if False in closed else len(closed)
         if not settled:

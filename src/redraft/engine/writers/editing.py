@@ -33,9 +33,8 @@ class Editing(Diffusion):
     def _ended_early(self) -> bool:
         """Whether all slots that are to be committed have settled: the others were only there to be seen."""
         assert self.canvas is not None
-        sampler = self.request.sampler
-        if sampler.edit_threshold is not None or sampler.remask is not None or not sampler.sticky:
-            return False  # what has settled may still change
+        if not self.request.sampler.final:
+            return False
         return not self.canvas.open[: self._current.commit].any()
 
     def _finish(self) -> Event:

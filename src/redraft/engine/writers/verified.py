@@ -45,6 +45,7 @@ class Verified(Writer):
             steps=None,
             accept="threshold",
             edit_threshold=None,
+            doubt=None,
             remask=None,
         )
 
