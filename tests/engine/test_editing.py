@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from redraft.engine import OPEN, Commit, Engine, GivenCanvas, Request, Step, Ticket
+from redraft.engine import OPEN, Commit, Engine, GivenCanvas, Request, Step
 from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.engine.likelihood import likelihood
 from redraft.errors import RequestError
