@@ -16,7 +16,7 @@ from tests.editing.models import IDS, MASK, NULL, scripted, tokens, typist
 
 def test_a_gap_takes_what_the_network_knows_and_nulls_drop_out() -> None:
     model, backend = scripted(typist(" want to"))
-    done = model.fill("Where do you", " fly? I want", slots=8, seed=1)
+    done = model.fill("Where do you", " fly? I want", slots=8, candidates=1, seed=1)
     assert (done.text, done.texts, done.full_text) == (
         " want to",
         (" want to",),
@@ -60,13 +60,13 @@ def test_the_end_of_an_answer_ends_an_open_gap_but_no_other() -> None:
 
     model, _ = scripted(answers)
     assert model.fill("?", "", slots=8).text in ("ab", "b")
-    assert IDS["eos"] not in model.fill("?", "!", slots=8).token_ids
+    assert IDS["eos"] not in model.fill("?", "!", slots=8, candidates=1).token_ids
 
 
 def test_healing_lets_a_word_go_on_over_the_seam() -> None:
     """ "wa" is not bound to stay a token: the slot in its place may hold " want"."""
     model, backend = scripted(typist(" want to"))
-    done = model.fill("Where do you wa", " fly?")
+    done = model.fill("Where do you wa", " fly?", candidates=1)
     head = tokens("Where do you wa")
     held = model.tokenizer.token_bytes(head[-1])
     assert done.full_text.startswith("Where do you wa")
@@ -95,7 +95,7 @@ def test_broken_characters_at_a_seam_are_left_out() -> None:
 
 def test_pins_stand_at_their_slots() -> None:
     model, backend = scripted(typist(" a b c d e f"))
-    done = model.fill("Where", "!", pins={3: " today"}, slots=4)
+    done = model.fill("Where", "!", pins={3: " today"}, slots=4, candidates=1)
     pinned = tokens(" today")
     _, canvas = backend.seen[0]
     at = canvas.index(pinned[0])
@@ -109,7 +109,7 @@ def test_pins_stand_at_their_slots() -> None:
 def test_several_gaps_in_one_text_and_each_sees_the_others() -> None:
     model, backend = scripted(typist(" to"))
     parts = ["I want", " fly", " Zürich", ""]
-    done = model.fill(parts)
+    done = model.fill(parts, candidates=1)
     assert len(done.texts) == 3
     assert done.full_text == "".join(a + b for a, b in zip(parts, [*done.texts, ""], strict=True))
     assert done.text == "".join(done.texts)
@@ -123,7 +123,7 @@ def test_several_gaps_in_one_text_and_each_sees_the_others() -> None:
 
 def test_what_stops_a_gap() -> None:
     model, _ = scripted(typist("one. two. three"))
-    done = model.fill("Where", "?", stop=". ", slots=32)
+    done = model.fill("Where", "?", stop=". ", slots=32, candidates=1)
     assert (done.text, done.finish_reason) == ("one", "stop")
     assert done.full_text == "Whereone?"
 
@@ -131,7 +131,7 @@ def test_what_stops_a_gap() -> None:
 def test_a_long_prefix_keeps_its_last_part_and_a_long_suffix_its_first() -> None:
     model, backend = scripted(typist("x"))
     prefix, suffix = "one " * 900, " two" * 900
-    done = model.fill(prefix, suffix, context=[{"role": "user", "content": "Hi"}])
+    done = model.fill(prefix, suffix, candidates=1, context=[{"role": "user", "content": "Hi"}])
     assert done.full_text == prefix + done.text + suffix
     context, canvas = backend.seen[0]
     assert 0 <= model.config.max_position_embeddings - len(context) - len(canvas) <= 2  # room for two seams
@@ -172,7 +172,7 @@ def test_the_last_frame_is_the_answer_and_a_seed_gives_it_again(random_model: Mo
         step = events[-2]
         assert isinstance(step, Step)
         null = random_model.config.null_token_id
-        committed = stream.ask.request.canvases[0].commit
+        committed = stream.ask.request.canvases[step.canvas].commit
         assert tuple(t for t in step.tokens[:committed].tolist() if t != null) == events[-1].tokens
 
 
@@ -198,7 +198,8 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"pins": {0: ""}}, "a pin is a slot from 0 and a text"),
     ("a", {"pins": [{}, {}]}, "pins are for 2 gaps, and there are 1"),
     ("a", {"pins": {0: "x"}, "max_tokens": 1}, "the pins take every slot"),
-    ("a", {"max_tokens": 0}, "slots must be a whole number of at least 1"),
+    ("a", {"candidates": 0}, "candidates must be a whole number of at least 1"),
+    ("a", {"max_tokens": 0}, "max_tokens must be a whole number of at least 1"),
     ("a", {"max_tokens": 250}, "max_tokens is 250; with the text behind the gap"),
     ("a", {"slots": 0}, "slots must be a whole number of at least 1"),
     ("a", {"stop": [""]}, "stop must be texts"),
