@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
-from redraft.engine import Commit, Step
+from redraft.engine import OPEN, Commit, Step
 from redraft.errors import RequestError
-from tests.editing.models import IDS, MASK, NULL, scripted, tokens, typist
+from tests.editing.models import IDS, MASK, NULL, Scripted, scripted, tokens, typist
 
 
 def test_a_gap_takes_what_the_network_knows_and_nulls_drop_out() -> None:
@@ -233,3 +233,73 @@ def test_models_that_can_not_fill(changes: dict[str, Any], line: str) -> None:
     for call in (lambda: model.fill("a", "b"), lambda: model.edit("some text")):
         with pytest.raises(RequestError, match=line):
             call()
+
+
+def reader(texts: tuple[str, ...], likes: str) -> tuple[Model, Scripted]:
+    """A network that fills n slots with the first n tokens of `texts[n - 1]`, and whose AR self writes `likes`."""
+
+    def answers(context: list[int], canvas: list[int], locked: list[bool]) -> list[tuple[int, float]]:
+        opened = canvas.count(MASK)
+        wanted = list(tokens(texts[min(opened, len(texts)) - 1]))
+        return [(wanted.pop(0) if t == MASK and wanted else NULL if t == MASK else t, 0.99) for t in canvas]
+
+    return scripted(answers, likes=tokens(likes))
+
+
+# No other token starts or ends as these: there are no seams, and a gap's slots are its tokens alone.
+BEFORE, BEHIND = "!", "?"
+
+
+def test_the_length_stays_that_the_ar_self_finds_likeliest_with_what_follows() -> None:
+    texts = ("x", "qx", "qgz", "qgzq", "qgzqg", "qgzqgz")
+    for length in (1, 2, 3):
+        model, backend = reader(texts, BEFORE + texts[length - 1] + BEHIND)
+        done = model.fill(BEFORE, BEHIND, seed=0)
+        assert done.text == texts[length - 1]
+        assert done.finish_reason == "stop"
+        assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2, 3, 4]
+        assert done.nfe == 8  # a canvas and a reading each
+    model, backend = reader(texts, BEFORE + texts[0] + BEHIND)
+    assert model.fill(BEFORE, BEHIND, candidates=2).text == texts[0]
+    assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2]
+
+
+def test_longer_ones_are_tried_while_the_longest_is_the_likeliest() -> None:
+    texts = ("x", "qx", "qgx", "qgzq", "qgzqg", "qgzqgz")
+    model, backend = reader(texts, BEFORE + texts[-1] + BEHIND)
+    done = model.fill(BEFORE, BEHIND, max_tokens=40)
+    assert done.text == texts[-1]
+    assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2, 3, 4, 6, 8]
+    assert model.fill(BEFORE, BEHIND, max_tokens=4).finish_reason == "length"
+
+
+def test_a_gap_of_a_given_length_has_no_empty_slot() -> None:
+    model, backend = scripted(typist("qg"))
+    done = model.fill(BEFORE, BEHIND, slots=3, max_tokens=3)
+    assert len(done.token_ids) == 3
+    assert done.text.startswith("qg")
+    assert done.nfe == len(backend.seen)  # nothing is compared
+
+
+def test_the_chosen_length_is_the_last_that_is_seen() -> None:
+    texts = ("x", "qx", "qgx", "qgzq")
+    model, _ = reader(texts, BEFORE + texts[1] + BEHIND)
+    stream = model.fill_stream(BEFORE, BEHIND)
+    events = list(stream)
+    assert [type(event) for event in events] == [Step] * 5 + [Commit]
+    assert stream.ask.request.canvases[events[-1].canvas].initial.count(OPEN) == 2
+    assert events[-1].tokens == stream.result.token_ids == tuple(tokens(texts[1]))
+    assert tuple(events[-2].tokens[:2]) == events[-1].tokens
+    early = model.fill_stream(BEFORE, BEHIND)
+    for count, _ in enumerate(early):
+        if count == 2:  # two have been read, the third has settled
+            early.close()
+    assert (early.result.finish_reason, early.result.text) == ("interrupted", texts[1])
+
+
+def test_pins_and_stops_hold_at_every_length(random_model: Model) -> None:
+    for seed in range(4):
+        done = random_model.fill("fly ", " to", pins={1: " at"}, max_tokens=8, seed=seed)
+        assert " at" in done.text
+        done = random_model.fill("fly ", " to", stop="e", max_tokens=8, seed=seed)
+        assert "e" not in done.text

@@ -120,7 +120,9 @@ class Gap:
             if len(tried) < len(lengths) or (best and best.canvas is not tried[-1].canvas):
                 break
         if best is not None:
-            self.made = self._taken(best.settled, best.canvas)
+            made = self._taken(best.settled, best.canvas)
+            slots = best.canvas.commit - bool(self._left) - bool(self._right)
+            self.made = replace(made, whole=made.whole or slots < self._limits.most)
             yield Show(replace(best.ask), best.settled)
 
     def _lengths(self) -> Iterator[tuple[range, bool]]:
