@@ -110,14 +110,14 @@ class Gap:
             slots = min(2 * slots, self._limits.most)
 
     def _by_comparison(self) -> Steps[None]:
-        """The likeliest of several lengths, and of longer ones as long as the longest is the likeliest."""
+        """The likeliest of several lengths, and of longer ones as long as the longest is the likeliest and full."""
         best: _Tried | None = None
         for lengths, exact in self._lengths():
             ask = self._ask([replace(self._canvas(n), trial=True) for n in lengths], nulls=not exact)
             answer = yield ask
             tried = [_Tried(ask, *each) for each in zip(ask.request.canvases, answer.canvases, strict=False)]
             best = min([best, *tried] if best else tried, key=lambda one: one.ar_nll, default=None)
-            if len(tried) < len(lengths) or (best and best.canvas is not tried[-1].canvas):
+            if len(tried) < len(lengths) or best is not tried[-1] or self._editor.null in best.ids:
                 break
         if best is not None:
             made = self._taken(best.settled, best.canvas)
@@ -179,6 +179,12 @@ class _Tried:
     ask: Ask
     canvas: GivenCanvas
     settled: Settled
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the slots that were to be written, seams included."""
+        ids: list[int] = self.settled.tokens[: self.canvas.commit].tolist()
+        return ids
 
     @property
     def ar_nll(self) -> float:

@@ -69,7 +69,8 @@ class Editable(ABC):
         seed: int | None = None,
         **sampling: Any,
     ) -> EditStream[Filling]:
-        """Filling as it goes: Step and Commit events, `result` at its end.
+        """Filling as it goes: Step and Commit events, `result` at its end. Lengths that are compared show their Steps
+        one after the other; then the chosen one's last comes again, and its Commit.
 
         prefix: the text before the gap, or for several gaps the texts around them (and no suffix). All that comes
         before a gap is read as far as the context goes (its last part, where it is longer), and the first 16 tokens
