@@ -47,6 +47,10 @@ def test_fill_prints_the_whole_text_and_apply_writes_it(
     told = json.loads(redraft("fill", path, *flags, "--json").out)
     assert (told["text"], told["texts"], told["full_text"]) == (same.text, list(same.texts), same.full_text)
     assert path.read_bytes() == b"I want <FILL>\r\nto fly<FILL>."
+    told = json.loads(redraft("fill", path, *flags, "--candidates", "1", "--slots", "3", "--json").out)
+    alone = model.fill(["I want ", "\r\nto fly", "."], seed=4, max_tokens=6, candidates=1, slots=3)
+    assert (told["texts"], told["nfe"]) == (list(alone.texts), alone.nfe)
+    assert alone.nfe < same.nfe
     path.chmod(0o640)
     done = redraft("fill", path, *flags, "--apply")
     assert (done.status, done.out) == (0, "")
