@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import redraft as package
 from redraft.api import Model
+from redraft.cli import watching
 from tests.cli.conftest import Redraft, Terminal
 from tests.editing.models import write_editor
 
@@ -45,6 +47,10 @@ def test_fill_prints_the_whole_text_and_apply_writes_it(
     told = json.loads(redraft("fill", path, *flags, "--json").out)
     assert (told["text"], told["texts"], told["full_text"]) == (same.text, list(same.texts), same.full_text)
     assert path.read_bytes() == b"I want <FILL>\r\nto fly<FILL>."
+    told = json.loads(redraft("fill", path, *flags, "--candidates", "1", "--slots", "3", "--json").out)
+    alone = model.fill(["I want ", "\r\nto fly", "."], seed=4, max_tokens=6, candidates=1, slots=3)
+    assert (told["texts"], told["nfe"]) == (list(alone.texts), alone.nfe)
+    assert alone.nfe < same.nfe
     path.chmod(0o640)
     done = redraft("fill", path, *flags, "--apply")
     assert (done.status, done.out) == (0, "")
@@ -167,6 +173,11 @@ def wrong(file: Path) -> list[tuple[list[str | Path], str]]:
         (["fill", here / "fixed", "--pin", "x"], "--pin must be SLOT:TEXT"),
         (["fill", here / "fixed", "--pin", "99:x"], "the pin 'x' takes slots 99 to 99"),
         (["fill", here / "fixed", "--slots", "0"], "--slots must be 1 or more"),
+        (["fill", here / "fixed", "--candidates", "0"], "--candidates must be 1 or more"),
+        (["fill", here / "empty"], f"{here / 'empty'} is empty"),
+        (["fill", here / "binary"], f"{here / 'binary'} is a binary file"),
+        (["edit", file, "--instruction", ""], "the instruction is empty"),
+        (["edit"], "Missing argument"),
     ]
 
 
@@ -180,3 +191,48 @@ def test_what_can_not_be_done_is_one_line_and_the_file_stays(
         assert shown.err.count("\n") == 1, arguments
     assert file.read_bytes() == TEXT.encode()
     assert not list(file.parent.glob("*~"))
+
+
+@pytest.mark.parametrize(("verb", "flags"), [("fill", ()), ("edit", ("--lines", "1:1"))])
+def test_a_file_that_changes_while_it_is_edited_is_left_as_it_is(
+    verb: str,
+    flags: tuple[str, ...],
+    redraft: Redraft,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, other = tmp_path / "text", "someone else's words"
+    path.write_text("one <FILL> two\nthree")
+    finish = watching.finish
+
+    def meanwhile(*arguments: Any, **options: Any) -> bool:
+        path.write_text(other)
+        return finish(*arguments, **options)
+
+    monkeypatch.setattr(watching, "finish", meanwhile)
+    shown = redraft(verb, path, *flags, "--apply", "-m", folder, "--seed", "1", "--max-tokens", "4")
+    assert (shown.status, shown.out) == (2, "")
+    assert (
+        shown.err == f"redraft: {path} changed while it was being edited: nothing was written, run it again\n"
+    )
+    assert path.read_text() == other
+    assert not list(tmp_path.glob("*~"))
+
+
+def test_a_file_longer_than_the_context_is_worked_on_whole(
+    redraft: Redraft, folder: Path, tmp_path: Path
+) -> None:
+    """The context has 192 tokens."""
+    path = tmp_path / "long"
+    lines = [f"line {number}: Where do you want to fly?" for number in range(80)]
+    path.write_text("\n".join(lines))
+    shown = redraft("edit", path, "--lines", "40:41", "-m", folder, "--seed", "1", "--apply")
+    assert (shown.status, shown.out) == (0, "")
+    after = path.read_text()
+    assert after.startswith("\n".join(lines[:39]) + "\n")
+    assert after.endswith("\n" + "\n".join(lines[41:]))
+    path.write_text("\n".join([*lines, "<FILL>", *lines]))
+    shown = redraft("fill", path, "-m", folder, "--seed", "1", "--max-tokens", "4", "--json")
+    told = json.loads(shown.out)
+    assert told["full_text"] == "\n".join([*lines, told["text"], *lines])

@@ -59,11 +59,13 @@ class Clean:
 
 
 class Scripted:
-    """Implements engine.backend.Backend by a function; `seen` keeps (context, canvas) of every canvas pass."""
+    """Implements engine.backend.Backend by a function; `seen` keeps (context, canvas) of every canvas pass. likes: of
+    the AR self, which finds each of these tokens likely behind those before it."""
 
     name = "scripted"
 
-    def __init__(self, answers: Answers, **changes: Any) -> None:
+    def __init__(self, answers: Answers, likes: Sequence[int] = (), **changes: Any) -> None:
+        self._likes = list(likes)
         self.config = DenoiserConfig(
             hidden_size=8,
             intermediate_size=8,
@@ -88,6 +90,10 @@ class Scripted:
         size = self.config.vocab_size
         rows = {"none": 0, "last": 1, "all": len(p.encode)}[p.encode_logits]
         encoded = np.zeros((rows, size), np.float32)
+        for row in range(rows):
+            read = [t for t in p.context.tokens[: p.context.length - rows + row + 1] if t != IDS["user"]]
+            if self._likes[: len(read)] == read and len(read) < len(self._likes):
+                encoded[row, self._likes[len(read)]] = 9.0
         if p.canvas is None:
             return PassResult(encoded, None)
         canvas = p.canvas.tolist()
@@ -104,8 +110,8 @@ class Scripted:
         return PassResult(encoded, logits)
 
 
-def scripted(answers: Answers, **changes: Any) -> tuple[Model, Scripted]:
-    backend = Scripted(answers, **changes)
+def scripted(answers: Answers, likes: Sequence[int] = (), **changes: Any) -> tuple[Model, Scripted]:
+    backend = Scripted(answers, likes, **changes)
     defaults = GenerationDefaults(canvas_length=16, threshold=0.6, max_new_tokens=64)
     return Model("scripted", backend, Tokenizer(FAST, ChatTemplate(TEMPLATE)), defaults), backend
 

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
-from redraft.engine import Commit, Step
+from redraft.engine import OPEN, Commit, Step
 from redraft.errors import RequestError
-from tests.editing.models import IDS, MASK, NULL, scripted, tokens, typist
+from tests.editing.models import IDS, MASK, NULL, Scripted, scripted, tokens, typist
 
 
 def test_a_gap_takes_what_the_network_knows_and_nulls_drop_out() -> None:
     model, backend = scripted(typist(" want to"))
-    done = model.fill("Where do you", " fly? I want", slots=8, seed=1)
+    done = model.fill("Where do you", " fly? I want", slots=8, candidates=1, seed=1)
     assert (done.text, done.texts, done.full_text) == (
         " want to",
         (" want to",),
@@ -60,13 +60,13 @@ def test_the_end_of_an_answer_ends_an_open_gap_but_no_other() -> None:
 
     model, _ = scripted(answers)
     assert model.fill("?", "", slots=8).text in ("ab", "b")
-    assert IDS["eos"] not in model.fill("?", "!", slots=8).token_ids
+    assert IDS["eos"] not in model.fill("?", "!", slots=8, candidates=1).token_ids
 
 
 def test_healing_lets_a_word_go_on_over_the_seam() -> None:
     """ "wa" is not bound to stay a token: the slot in its place may hold " want"."""
     model, backend = scripted(typist(" want to"))
-    done = model.fill("Where do you wa", " fly?")
+    done = model.fill("Where do you wa", " fly?", candidates=1)
     head = tokens("Where do you wa")
     held = model.tokenizer.token_bytes(head[-1])
     assert done.full_text.startswith("Where do you wa")
@@ -95,7 +95,7 @@ def test_broken_characters_at_a_seam_are_left_out() -> None:
 
 def test_pins_stand_at_their_slots() -> None:
     model, backend = scripted(typist(" a b c d e f"))
-    done = model.fill("Where", "!", pins={3: " today"}, slots=4)
+    done = model.fill("Where", "!", pins={3: " today"}, slots=4, candidates=1)
     pinned = tokens(" today")
     _, canvas = backend.seen[0]
     at = canvas.index(pinned[0])
@@ -109,7 +109,7 @@ def test_pins_stand_at_their_slots() -> None:
 def test_several_gaps_in_one_text_and_each_sees_the_others() -> None:
     model, backend = scripted(typist(" to"))
     parts = ["I want", " fly", " Zürich", ""]
-    done = model.fill(parts)
+    done = model.fill(parts, candidates=1)
     assert len(done.texts) == 3
     assert done.full_text == "".join(a + b for a, b in zip(parts, [*done.texts, ""], strict=True))
     assert done.text == "".join(done.texts)
@@ -123,7 +123,7 @@ def test_several_gaps_in_one_text_and_each_sees_the_others() -> None:
 
 def test_what_stops_a_gap() -> None:
     model, _ = scripted(typist("one. two. three"))
-    done = model.fill("Where", "?", stop=". ", slots=32)
+    done = model.fill("Where", "?", stop=". ", slots=32, candidates=1)
     assert (done.text, done.finish_reason) == ("one", "stop")
     assert done.full_text == "Whereone?"
 
@@ -131,7 +131,7 @@ def test_what_stops_a_gap() -> None:
 def test_a_long_prefix_keeps_its_last_part_and_a_long_suffix_its_first() -> None:
     model, backend = scripted(typist("x"))
     prefix, suffix = "one " * 900, " two" * 900
-    done = model.fill(prefix, suffix, context=[{"role": "user", "content": "Hi"}])
+    done = model.fill(prefix, suffix, candidates=1, context=[{"role": "user", "content": "Hi"}])
     assert done.full_text == prefix + done.text + suffix
     context, canvas = backend.seen[0]
     assert 0 <= model.config.max_position_embeddings - len(context) - len(canvas) <= 2  # room for two seams
@@ -172,7 +172,7 @@ def test_the_last_frame_is_the_answer_and_a_seed_gives_it_again(random_model: Mo
         step = events[-2]
         assert isinstance(step, Step)
         null = random_model.config.null_token_id
-        committed = stream.ask.request.canvases[0].commit
+        committed = stream.ask.request.canvases[step.canvas].commit
         assert tuple(t for t in step.tokens[:committed].tolist() if t != null) == events[-1].tokens
 
 
@@ -198,7 +198,8 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"pins": {0: ""}}, "a pin is a slot from 0 and a text"),
     ("a", {"pins": [{}, {}]}, "pins are for 2 gaps, and there are 1"),
     ("a", {"pins": {0: "x"}, "max_tokens": 1}, "the pins take every slot"),
-    ("a", {"max_tokens": 0}, "slots must be a whole number of at least 1"),
+    ("a", {"candidates": 0}, "candidates must be a whole number of at least 1"),
+    ("a", {"max_tokens": 0}, "max_tokens must be a whole number of at least 1"),
     ("a", {"max_tokens": 250}, "max_tokens is 250; with the text behind the gap"),
     ("a", {"slots": 0}, "slots must be a whole number of at least 1"),
     ("a", {"stop": [""]}, "stop must be texts"),
@@ -232,3 +233,73 @@ def test_models_that_can_not_fill(changes: dict[str, Any], line: str) -> None:
     for call in (lambda: model.fill("a", "b"), lambda: model.edit("some text")):
         with pytest.raises(RequestError, match=line):
             call()
+
+
+def reader(texts: tuple[str, ...], likes: str) -> tuple[Model, Scripted]:
+    """A network that fills n slots with the first n tokens of `texts[n - 1]`, and whose AR self writes `likes`."""
+
+    def answers(context: list[int], canvas: list[int], locked: list[bool]) -> list[tuple[int, float]]:
+        opened = canvas.count(MASK)
+        wanted = list(tokens(texts[min(opened, len(texts)) - 1]))
+        return [(wanted.pop(0) if t == MASK and wanted else NULL if t == MASK else t, 0.99) for t in canvas]
+
+    return scripted(answers, likes=tokens(likes))
+
+
+# No other token starts or ends as these: there are no seams, and a gap's slots are its tokens alone.
+BEFORE, BEHIND = "!", "?"
+
+
+def test_the_length_stays_that_the_ar_self_finds_likeliest_with_what_follows() -> None:
+    texts = ("x", "qx", "qgz", "qgzq", "qgzqg", "qgzqgz")
+    for length in (1, 2, 3):
+        model, backend = reader(texts, BEFORE + texts[length - 1] + BEHIND)
+        done = model.fill(BEFORE, BEHIND, seed=0)
+        assert done.text == texts[length - 1]
+        assert done.finish_reason == "stop"
+        assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2, 3, 4]
+        assert done.nfe == 8  # a canvas and a reading each
+    model, backend = reader(texts, BEFORE + texts[0] + BEHIND)
+    assert model.fill(BEFORE, BEHIND, candidates=2).text == texts[0]
+    assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2]
+
+
+def test_longer_ones_are_tried_while_the_longest_is_the_likeliest() -> None:
+    texts = ("x", "qx", "qgx", "qgzq", "qgzqg", "qgzqgz")
+    model, backend = reader(texts, BEFORE + texts[-1] + BEHIND)
+    done = model.fill(BEFORE, BEHIND, max_tokens=40)
+    assert done.text == texts[-1]
+    assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2, 3, 4, 6, 8]
+    assert model.fill(BEFORE, BEHIND, max_tokens=4).finish_reason == "length"
+
+
+def test_a_gap_of_a_given_length_has_no_empty_slot() -> None:
+    model, backend = scripted(typist("qg"))
+    done = model.fill(BEFORE, BEHIND, slots=3, max_tokens=3)
+    assert len(done.token_ids) == 3
+    assert done.text.startswith("qg")
+    assert done.nfe == len(backend.seen)  # nothing is compared
+
+
+def test_the_chosen_length_is_the_last_that_is_seen() -> None:
+    texts = ("x", "qx", "qgx", "qgzq")
+    model, _ = reader(texts, BEFORE + texts[1] + BEHIND)
+    stream = model.fill_stream(BEFORE, BEHIND)
+    events = list(stream)
+    assert [type(event) for event in events] == [Step] * 5 + [Commit]
+    assert stream.ask.request.canvases[events[-1].canvas].initial.count(OPEN) == 2
+    assert events[-1].tokens == stream.result.token_ids == tuple(tokens(texts[1]))
+    assert tuple(events[-2].tokens[:2]) == events[-1].tokens
+    early = model.fill_stream(BEFORE, BEHIND)
+    for count, _ in enumerate(early):
+        if count == 2:  # two have been read, the third has settled
+            early.close()
+    assert (early.result.finish_reason, early.result.text) == ("interrupted", texts[1])
+
+
+def test_pins_and_stops_hold_at_every_length(random_model: Model) -> None:
+    for seed in range(4):
+        done = random_model.fill("fly ", " to", pins={1: " at"}, max_tokens=8, seed=seed)
+        assert " at" in done.text
+        done = random_model.fill("fly ", " to", stop="e", max_tokens=8, seed=seed)
+        assert "e" not in done.text

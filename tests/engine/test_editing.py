@@ -10,6 +10,7 @@ import pytest
 
 from redraft.engine import OPEN, Commit, Engine, GivenCanvas, Request, Step
 from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.engine.likelihood import likelihood
 from redraft.errors import RequestError
 from redraft.sampling import SamplerSettings, SlotVocabulary, advance, begin, outcome
 from tests.engine.models import EOS, MASK, NULL, VOCAB, backend, finish, prompt, run, token_bytes, told
@@ -115,6 +116,50 @@ def test_a_text_without_doubt_takes_one_evaluation_a_canvas() -> None:
     assert (tokens, reason, nfe) == ((5, 6, 7) * 4, "stop", 4)
 
 
+TRIALS = tuple(
+    GivenCanvas(
+        (OPEN,) * slots + (7, 9, OPEN, 3), (False,) * slots + (True, True, False, True), slots, trial=True
+    )
+    for slots in (2, 1, 4)
+)
+
+
+def judged(events: list[Step | Commit]) -> list[tuple[tuple[int, ...], float | None]]:
+    return [(event.tokens, event.ar_nll) for event in events if isinstance(event, Commit)]
+
+
+def tried(requests: list[Request]) -> list[list[tuple[tuple[int, ...], float | None]]]:
+    """Tokens and nats of every canvas, the requests side by side."""
+    engine = Engine(backend(), token_bytes)
+    events = finish(engine, tickets := [engine.submit(request) for request in requests])
+    return [judged(events[ticket]) for ticket in tickets]
+
+
+def test_trials_join_nothing_and_are_read_with_what_is_behind_them() -> None:
+    request = asked(canvases=(*TRIALS, FILL, *TRIALS))
+    before, kept, after = np.split(np.array(tried([request])[0], dtype=object), [3, 4])
+    assert [tokens for tokens, _ in kept] == [tokens for tokens, _ in tried([asked(canvases=(FILL,))])[0]]
+    assert kept[0][1] is None
+    for trials, text in ((before, request.prompt), (after, request.prompt + kept[0][0])):
+        for tokens, nats in trials:
+            whole = np.array(text + tokens + (7, 9), np.int64)
+            assert nats == pytest.approx(
+                likelihood(backend(), whole, replicates=0, given=len(text)).ar_nll, abs=1e-4
+            )
+
+
+def test_trials_are_the_same_alone_and_in_a_batch_and_behind_a_prefix_that_was_kept() -> None:
+    settings = SamplerSettings(canvas_length=7, max_steps=7, threshold=0.4, temperature=1.0)
+    requests = [asked(sampler=settings, seed=seed, canvases=TRIALS) for seed in range(3)]
+    alone = [tried([request])[0] for request in requests]
+    assert tried(requests) == alone
+    engine = Engine(backend(), token_bytes)
+    for _ in range(2):
+        ticket = engine.submit(requests[0])
+        assert judged(finish(engine, [ticket])[ticket]) == alone[0]
+    assert ticket.reused
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"canvases": ()}, "decode edit and given canvases go together"),
     ({"decode": "diffusion"}, "decode edit and given canvases go together"),
@@ -124,7 +169,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"canvases": (GivenCanvas((OPEN,) * 100, (False,) * 100, 100),) * 2},
         "prompt and canvases take 209 tokens",
     ),
+    (
+        {"canvases": (GivenCanvas((OPEN,) * 184, (False,) * 184, 1, trial=True),)},
+        "prompt and canvases take 193",
+    ),
 ]
+
+
+def test_a_model_without_causal_context_can_not_judge_trials() -> None:
+    with pytest.raises(RequestError, match="a trial is read by the AR self"):
+        asked(canvases=TRIALS).check(backend(layout="full").config)
 
 
 @pytest.mark.parametrize(("changes", "line"), WRONG, ids=[line[:24] for _, line in WRONG])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import redraft
 from redraft.api import Completion
 from redraft.cli.evaluate import BENCHMARKS
 from redraft.errors import RequestError
@@ -343,3 +344,26 @@ def test_wilson_ends_solve_the_score_equation(counts: tuple[int, int]) -> None:
     for end in (low, high):
         if 1e-9 < end < 1 - 1e-9:
             assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["infilling-single-line", "infilling-multi-line", "infilling-random-span"])
+@pytest.mark.skipif(UNSAFE, reason=f"a model's code runs in a sandbox alone: {unusable()}")
+def test_a_model_fills_a_benchmarks_gaps_at_unknown_length(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the file through Model.fill to the verdict; the tiny model writes no Python, which is not the point."""
+    model = redraft.load("redraft-tiny")
+    asked: list[tuple[str, str, dict[str, Any]]] = []
+    fill = model.fill
+
+    def watched(prefix: str, suffix: str = "", **options: Any) -> Completion:
+        asked.append((prefix, suffix, options))
+        return fill(prefix, suffix, **options)
+
+    monkeypatch.setattr(model, "fill", watched)
+    told = run_task(TASKS[name], model, DATA, TaskSettings(max_tokens=12), chats=True)
+    records = read(TASKS[name], DATA).records
+    assert asked == [(r["prompt"], r["suffix"], {"max_tokens": 12, "seed": 0}) for r in records]
+    assert (told["questions"], told["refused"], told["sandbox"]) == (2, 0, "bubblewrap")
+    assert all(sample["nfe"] and sample["why"] for sample in told["samples"])
+    assert [s["answer"] for s in told["samples"]] == [fill(a, b, **options).text for a, b, options in asked]

@@ -29,7 +29,11 @@ def fill(
     pin: Annotated[
         list[str] | None, typer.Option(help="SLOT:TEXT: words that stand from that slot of the gap on.")
     ] = None,
-    slots: Annotated[int, typer.Option(help="Slots a gap starts with; doubled while none stays empty.")] = 2,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Lengths tried at first, of which the likeliest stays; 1: empty slots tell it."),
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Slots a gap starts with.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most slots of a gap.")] = None,
     stop: o.Stop = None,
     model: o.Model = DEFAULT_MODEL,
@@ -59,6 +63,7 @@ def fill(
         steps=steps,
     )
     o.at_least("--slots", slots, 1)
+    o.at_least("--candidates", candidates, 1)
     o.one_of("--backend", backend, o.BACKENDS)
     pins = _pins(pin or [])
     parts = _parts(file, prefix, suffix, apply)
@@ -69,7 +74,11 @@ def fill(
 
     loaded = redraft.load(model, backend=backend)
     stream = loaded.fill_stream(
-        parts.around, pins=pins, slots=slots, **o.editing_arguments(sampling, "max_tokens", "stop")
+        parts.around,
+        pins=pins,
+        slots=slots,
+        candidates=candidates,
+        **o.editing_arguments(sampling, "max_tokens", "stop"),
     )
     interrupted = finish(stream, loaded.tokenizer, live=not as_json)
     done = stream.result

@@ -1,7 +1,7 @@
 """What filling and editing share: the model as they see it, what they ask of the engine, and what they hear back.
 
-Both are generators that yield an Ask and are sent its Answer, so that whoever drives them (api.Model) chooses how
-requests run and who watches their events.
+Both are generators that yield an Ask and are sent its Answer (an empty one to what they Show), so that whoever drives
+them (api.Model) chooses how requests run and who watches their events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.editing.pieces import Pieces
-from redraft.engine import GivenCanvas, Request
+from redraft.engine import Commit, GivenCanvas, Request, Step
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings
 
@@ -27,11 +27,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Settled:
-    """How a canvas ended: tokens int64 [C], probability float32 [C] of each when it was accepted (1 for given
-    ones that were never doubted)."""
+    """How a canvas ended: its last step, and what came of it."""
 
-    tokens: np.ndarray
-    probability: np.ndarray
+    step: Step
+    commit: Commit
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int64 [C]."""
+        return self.step.tokens
+
+    @property
+    def probability(self) -> np.ndarray:
+        """float32 [C]: of each token when it was accepted, 1 for given ones that were never doubted."""
+        return self.step.probability
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,15 @@ class Answer:
     canvases: tuple[Settled, ...]
 
 
-Steps = Generator[Ask, Answer, T]
+@dataclass(frozen=True)
+class Show:
+    """Of the trials that were made one is chosen: how it ended is to be seen again, as what `ask` has come to."""
+
+    ask: Ask
+    settled: Settled
+
+
+Steps = Generator[Ask | Show, Answer, T]
 
 
 @dataclass(frozen=True)
@@ -123,15 +140,17 @@ class Editor:
         canvases: Sequence[GivenCanvas],
         sample: int,
         open_end: bool = False,
+        nulls: bool = True,
         **sampler: Any,
     ) -> Request:
-        """sampler: settings other than the editor's. open_end: whether the answer may end itself (EOS)."""
-        ends = self.config.eos_token_ids
-        banned = tuple(t for t in self.pieces.silent if t != self.null and not (open_end and t in ends))
+        """sampler: settings other than the editor's. open_end: whether the answer may end itself (EOS). nulls: whether
+        a slot may stay empty."""
+        free = ((self.null,) if nulls else ()) + (self.config.eos_token_ids if open_end else ())
+        banned = tuple(token for token in self.pieces.silent if token not in free)
         longest = max(len(canvas.initial) for canvas in canvases)
         changes: dict[str, Any] = {"max_steps": self.steps or longest, "canvas_length": longest} | sampler
         return Request(
-            prompt=tuple(prompt) or (*ends[:1],),
+            prompt=tuple(prompt) or self.config.eos_token_ids[:1],
             decode="edit",
             sampler=replace(self.sampler, **changes),
             max_tokens=max(1, sum(canvas.commit for canvas in canvases)),

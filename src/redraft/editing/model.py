@@ -12,11 +12,12 @@ from typing import Any
 from redraft.denoiser.config import DenoiserConfig
 from redraft.editing import spans as selecting
 from redraft.editing.editor import Editor
-from redraft.editing.fill import FIRST_SLOTS, Limits, fill
+from redraft.editing.fill import fill
+from redraft.editing.gap import CANDIDATES, Limits
 from redraft.editing.hunks import Edit
 from redraft.editing.pieces import Pieces
 from redraft.editing.selection import rewrite
-from redraft.editing.stream import EditStream, Filling, Running, edited, filling
+from redraft.editing.stream import EditStream, Filling, Started, edited, filling
 from redraft.editing.windows import Windows
 from redraft.engine import Request
 from redraft.errors import RequestError
@@ -45,7 +46,7 @@ class Editable(ABC):
     def encode(self, prompt: Any) -> list[int]: ...
 
     @abstractmethod
-    def _open(self, request: Request) -> Running: ...
+    def _open(self, request: Request) -> Started: ...
 
     @abstractmethod
     def _sampler(self, values: dict[str, Any]) -> SamplerSettings: ...
@@ -61,27 +62,33 @@ class Editable(ABC):
         *,
         pins: Mapping[int, str] | Sequence[Mapping[int, str]] = (),
         max_tokens: int | None = None,
-        slots: int = FIRST_SLOTS,
+        slots: int | None = None,
+        candidates: int | None = None,
         stop: str | Sequence[str] = (),
         context: Any = None,
         seed: int | None = None,
         **sampling: Any,
     ) -> EditStream[Filling]:
-        """Filling as it goes: Step and Commit events, `result` at its end.
+        """Filling as it goes: Step and Commit events, `result` at its end. Lengths that are compared show their Steps
+        one after the other; then the chosen one's last comes again, and its Commit.
 
         prefix: the text before the gap, or for several gaps the texts around them (and no suffix). All that comes
         before a gap is read as far as the context goes (its last part, where it is longer), and the first 16 tokens
         behind it. pins: {slot: text}, words that stand from that slot of the gap on (nulls before them drop out); for
-        several gaps one mapping each. max_tokens: most slots of a gap. slots: how many it starts with; doubled while
-        none stays empty. stop: texts before which a gap ends. context: what is read before everything, such as
-        messages. sampling: effort, temperature, top_p, top_k, threshold, steps as for `request`. Raises RequestError,
-        one line, for anything that can't be.
+        several gaps one mapping each. max_tokens: most slots of a gap. candidates: how many lengths are tried at first
+        (4); the one stays that the AR self finds likeliest together with the text behind it. With 1, and where no text
+        follows, the nulls tell the length. slots: the shortest length that is tried (1), or where the nulls tell it how
+        many a gap starts with (2), doubled while none stays empty; as many as max_tokens: the gap has just so many.
+        stop: texts before which a gap ends. context: what is read before everything, such as messages. sampling:
+        effort, temperature, top_p, top_k, threshold, steps as for `request`. Raises RequestError, one line, for
+        anything that can't be.
         """
         parts = [prefix, suffix] if isinstance(prefix, str) else [*prefix, *([suffix] if suffix else [])]
         most = max_tokens
         if most is None:
             most = max(1, min(self.defaults.max_new_tokens, self.config.max_position_embeddings // 2))
-        limits = Limits(min(slots, most), most, (stop,) if isinstance(stop, str) else tuple(stop))
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        limits = Limits(most, slots, texts, CANDIDATES if candidates is None else candidates)
         each = list(pins) if not isinstance(pins, Mapping) else [pins] if pins else []
         editor = self._editor(seed, context, sampling)
         done = fill(editor, parts, each, limits)

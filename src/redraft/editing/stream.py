@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from redraft.editing.editor import Answer, Settled, Steps
+from redraft.editing.editor import Answer, Settled, Show, Steps
 from redraft.editing.fill import Filled
 from redraft.editing.hunks import Edit, Part, apply, hunks_of
 from redraft.engine import Commit, Request, Step, Ticket
@@ -37,9 +37,28 @@ class Filling(Completion):
 class Running(Iterator[Step | Commit], Protocol):
     """Events of one request under way."""
 
+    def close(self) -> None: ...
+
+
+class Started(Running, Protocol):
     _ticket: Ticket
 
-    def close(self) -> None: ...
+
+class _Again:
+    """The end of a trial once more, as events that took no evaluation. Implements Running."""
+
+    def __init__(self, settled: Settled) -> None:
+        commit = replace(settled.commit, nfe=0, finish_reason="stop", ar_nll=None)
+        self._events: Iterator[Step | Commit] = iter((replace(settled.step, nfe=0), commit))
+
+    def __iter__(self) -> Iterator[Step | Commit]:
+        return self
+
+    def __next__(self) -> Step | Commit:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._events = iter(())
 
 
 class EditStream(Generic[T]):
@@ -52,7 +71,7 @@ class EditStream(Generic[T]):
     def __init__(
         self,
         name: str,
-        start: Callable[[Request], Running],
+        start: Callable[[Request], Started],
         steps: Steps[R],
         finish: Callable[[R, EditStream[T]], T],
     ) -> None:
@@ -75,18 +94,19 @@ class EditStream(Generic[T]):
             event = next(self._stream, None)
             if event is None:
                 self._advance(Answer(tuple(self._settled)))
-                continue
-            if isinstance(event, Step):
+            elif isinstance(event, Step):
                 self._last = event
+                return event
             else:
                 self._note(event)
-            return event
+                if event.ar_nll is None:
+                    return event
         raise StopIteration
 
     def _note(self, event: Commit) -> None:
         """A canvas has settled as its last step showed it."""
         canvas = self.ask.request.canvases[event.canvas]
-        self._settled.append(Settled(self._last.tokens, self._last.probability))
+        self._settled.append(Settled(self._last, event))
         if self.first_change is None:
             before = np.array(canvas.initial[: canvas.commit])
             if (before != self._last.tokens[: canvas.commit]).any():
@@ -96,15 +116,20 @@ class EditStream(Generic[T]):
         """On to the next request, or the result."""
         self._settled: list[Settled] = []
         try:
-            self.ask = next(self._steps) if answer is None else self._steps.send(answer)
+            asked = next(self._steps) if answer is None else self._steps.send(answer)
         except StopIteration as end:
             self._stream = None
             self._result = self._finish(end.value, self)
             return
+        self.ask = asked.ask if isinstance(asked, Show) else asked
         if self.interrupted:
             return
-        self._stream = self._start(self.ask.request)
-        self.tickets.append(self._stream._ticket)
+        if isinstance(asked, Show):
+            self._stream = _Again(asked.settled)
+            return
+        started = self._start(self.ask.request)
+        self.tickets.append(started._ticket)
+        self._stream = started
 
     def close(self) -> None:
         """Ends the work: what has settled by then is kept, the rest stays as it was (a gap: empty)."""

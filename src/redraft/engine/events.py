@@ -35,9 +35,11 @@ class Step:
 @dataclass(frozen=True)
 class Commit:
     """Tokens that joined the output: nulls dropped, cut at EOS. finish_reason: "stop", "length" or None (goes
-    on)."""
+    on). ar_nll: of a canvas that was a trial, whose tokens joined nothing: -log p in nats, by the AR self, of them and
+    of what was given behind them."""
 
     canvas: int
     tokens: tuple[int, ...]
     nfe: int
     finish_reason: str | None = None
+    ar_nll: float | None = None

@@ -17,13 +17,16 @@ OPEN = -1  # an open slot of GivenCanvas.initial
 class GivenCanvas:
     """initial: each slot's token at the start, OPEN where it is to be found. locked: slots that never change.
     commit: how many leading slots join the context when the canvas has settled, the rest is looked at alone (text
-    behind a gap, the beginning of the next window). only: for some slots the tokens that they may hold. Raises
+    behind a gap, the beginning of the next window). only: for some slots the tokens that they may hold. trial: these
+    slots don't join the context but are read by the AR self, together with what was given behind them up to the next
+    open slot, and the next canvas starts from the same context; so several can be tried and compared. Raises
     RequestError when these contradict one another."""
 
     initial: tuple[int, ...]
     locked: tuple[bool, ...]
     commit: int
     only: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    trial: bool = False
 
     def __post_init__(self) -> None:
         slots = len(self.initial)
@@ -40,6 +43,12 @@ class GivenCanvas:
     def locked_tokens(self) -> dict[int, int]:
         """slot: token of the locked slots."""
         return {slot: self.initial[slot] for slot, locked in enumerate(self.locked) if locked}
+
+    @cached_property
+    def behind(self) -> tuple[int, ...]:
+        """The tokens given behind those to be committed, up to the next open slot."""
+        rest = self.initial[self.commit :]
+        return rest[: rest.index(OPEN)] if OPEN in rest else rest
 
     def allowed(self, vocab_size: int) -> np.ndarray | None:
         """bool [C, V]: what each slot may hold; None without constraints."""

@@ -121,7 +121,7 @@ def _encode(
     never = config.special_slot_ids
     allowed = np.where(np.isin(np.arange(rows.shape[1]), never), -np.inf, rows)
     greedy = bool((allowed.argmax(axis=-1) == tokens[given:]).all())
-    return float(_nll(rows, tokens[given:], never).sum()), greedy
+    return float(nll(rows, tokens[given:], never).sum()), greedy
 
 
 def _sizes(slots: int, strata: int, rng: np.random.Generator) -> np.ndarray:
@@ -154,11 +154,11 @@ def _term(
         [Pass(context, tokens[start - again : start], canvas=canvas, locked=locked, canvas_rows=rows)]
     )[0]
     assert result.canvas is not None
-    losses = _nll(result.canvas, tokens[block.start + rows], config.noise_token_ids)
+    losses = nll(result.canvas, tokens[block.start + rows], config.noise_token_ids)
     return block.slots / masked * float(losses.sum())
 
 
-def _nll(logits: np.ndarray, targets: np.ndarray, never: tuple[int, ...]) -> np.ndarray:
+def nll(logits: np.ndarray, targets: np.ndarray, never: tuple[int, ...]) -> np.ndarray:
     """float64 [rows]: -log softmax(logits)[target], with the tokens `never` left out of the softmax."""
     wide = logits.astype(np.float64)
     wide[:, list(never)] = -np.inf

@@ -191,6 +191,8 @@ class Request:
     def _check_canvases(self, config: DenoiserConfig) -> None:
         if config.layout == "block_causal":
             raise RequestError("this model's canvases sit on a grid of blocks: it can't fill or edit")
+        if config.layout != "causal_context" and any(given.trial for given in self.canvases):
+            raise RequestError("a trial is read by the AR self: this model's context isn't causal")
         end = len(self.prompt)
         for given in self.canvases:
             if end + len(given.initial) > config.max_position_embeddings:
@@ -198,7 +200,7 @@ class Request:
                     f"prompt and canvases take {end + len(given.initial)} tokens; the context holds "
                     f"{config.max_position_embeddings}"
                 )
-            end += given.commit
+            end += 0 if given.trial else given.commit
             self._begin(config, len(given.initial), given.locked_tokens, given.initial)
 
     def _begin(

@@ -1,15 +1,17 @@
 """eval filling: gaps in held-out text, filled by diffusion, which sees both sides, and by the AR self, which can't.
 
-A gap is some words in the middle of a turn. It is filled with its length unknown (the model finds it by nulls), with as
-many slots as it really has tokens (the oracle length), and by AR, greedy, which goes on from the text before it for as
-many tokens. Measured are exact matches and how likely the AR self finds what fills the gap together with the text
-behind it: a fill that doesn't join on makes what follows unlikely.
+A gap is some words in the middle of a turn. It is filled with its length unknown, once as `Model.fill` does (several
+lengths are compared), once with more lengths and once with the nulls alone to tell it; with as many tokens as it really
+has (the oracle length, no slot may stay empty); and by AR, greedy, which goes on from the text before it for as many
+tokens. Measured are exact matches, and how likely the AR self finds what fills the gap together with the text behind
+it: a fill that doesn't join on makes what follows unlikely. Lengths are compared by that same likelihood, so that it
+flatters the ways that compare; exact matches don't.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -17,12 +19,22 @@ from typing import Any
 import numpy as np
 
 from redraft.api import Model
+from redraft.engine.completion import Completion
 from redraft.engine.likelihood import likelihood
 from redraft.errors import RequestError
 from redraft.evaluation.damaged import turns
+from redraft.evaluation.intervals import wilson
 from redraft.evaluation.writing import Progress, machine
 
-WAYS = ("unknown length", "oracle length", "AR from the left")
+MOST = 32  # tokens of a gap whose length is unknown
+FROM_THE_LEFT = "AR from the left"
+WAYS: dict[str, dict[str, Any]] = {
+    "unknown length": {"max_tokens": MOST},
+    "unknown, 8 lengths": {"max_tokens": MOST, "candidates": 8},
+    "unknown, by nulls": {"max_tokens": MOST, "candidates": 1},
+    "oracle length": {},
+    FROM_THE_LEFT: {},
+}
 _WORD = re.compile(r"\S+")
 
 
@@ -56,26 +68,21 @@ def _gap(text: str, rng: Random, words: tuple[int, int]) -> Gap:
     return Gap(text[:start], text[start:end], text[end:])
 
 
-def filled(model: Model, gap: Gap, way: str) -> tuple[str, int]:
-    """The gap's text and the evaluations it took."""
+def filled(model: Model, gap: Gap, way: str) -> Completion:
     size = len(model.tokenizer.encode(gap.middle))
-    if way == "AR from the left":
+    if way == FROM_THE_LEFT:
         said = _as_turn(model, gap.prefix)
-        made = model.generate(said, decode="ar", temperature=0.0, max_tokens=size, ignore_eos=True, seed=0)
-        return made.text, made.nfe
-    given: dict[str, Any] = (
-        {"slots": size, "max_tokens": size} if way == "oracle length" else {"max_tokens": 32}
-    )
-    filling = model.fill(gap.prefix, gap.suffix, seed=0, **given)
-    return filling.text, filling.nfe
+        return model.generate(said, decode="ar", temperature=0.0, max_tokens=size, ignore_eos=True, seed=0)
+    given = WAYS[way] or {"slots": size, "max_tokens": size}
+    return model.fill(gap.prefix, gap.suffix, seed=0, **given)
 
 
-def nats(model: Model, gap: Gap, middle: str) -> float:
-    """AR nats a token of the middle and what follows, behind the prefix."""
+def nats(model: Model, gap: Gap, middle: str) -> tuple[float, int]:
+    """-log p by the AR self of the middle and what follows, behind the prefix; and of how many tokens."""
     ids, before = _as_turn(model, gap.prefix + middle + gap.suffix), _as_turn(model, gap.prefix)
     bound = likelihood(model.backend, ids, replicates=0, given=len(before))
     assert bound.ar_nll is not None
-    return bound.ar_nll / (len(ids) - len(before))
+    return bound.ar_nll, len(ids) - len(before)
 
 
 def _as_turn(model: Model, text: str) -> np.ndarray:
@@ -92,35 +99,49 @@ def filling(
     seed: int = 0,
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
-    """For each way the share of exact matches, AR nats a token of gap and suffix, length over true length (tokens) and
-    evaluations; `true` has the nats of the text itself."""
+    """For each way the share of exact matches with its 95 % Wilson interval, -log p by AR of gap and suffix in nats a
+    gap (ar_nats) and a token (ar_nll), length over true length (tokens), evaluations and seconds a gap; "true text" has
+    the likelihood of the text itself."""
     chosen = gaps(documents, model, count, words, seed)
     told: dict[str, Any] = {}
     for way in WAYS:
         progress(f"{count} gaps, {way}")
-        told[way] = _measured(model, chosen, ((filled(model, gap, way)) for gap in chosen))
-    told["true text"] = _measured(model, chosen, ((gap.middle, 0) for gap in chosen))
+        made = [filled(model, gap, way) for gap in chosen]
+        cost = {
+            "nfe": float(np.mean([one.nfe for one in made])),
+            "seconds": float(np.mean([one.seconds for one in made])),
+        }
+        told[way] = _measured(model, chosen, [one.text for one in made]) | cost
+    told["true text"] = _measured(model, chosen, [gap.middle for gap in chosen]) | {
+        "nfe": 0.0,
+        "seconds": 0.0,
+    }
     return machine(model) | {"gaps": count, "words": list(words), "ways": told}
 
 
-def _measured(model: Model, chosen: Sequence[Gap], made: Iterator[tuple[str, int]]) -> dict[str, float]:
-    texts, counts = zip(*made, strict=True)
+def _measured(model: Model, chosen: Sequence[Gap], texts: Sequence[str]) -> dict[str, Any]:
     size = [len(model.tokenizer.encode(gap.middle)) for gap in chosen]
+    exact = sum(text == gap.middle for text, gap in zip(texts, chosen, strict=True))
+    found = [nats(model, gap, text) for text, gap in zip(texts, chosen, strict=True)]
     return {
-        "exact": float(np.mean([t == gap.middle for t, gap in zip(texts, chosen, strict=True)])),
-        "ar_nll": float(np.mean([nats(model, gap, t) for t, gap in zip(texts, chosen, strict=True)])),
-        "length_ratio": sum(len(model.tokenizer.encode(t)) for t in texts) / sum(size),
-        "nfe": float(np.mean(counts)),
+        "exact": exact / len(chosen),
+        "interval": list(wilson(exact, len(chosen))),
+        "ar_nats": float(np.mean([total for total, _ in found])),
+        "ar_nll": float(np.mean([total / tokens for total, tokens in found])),
+        "length_ratio": sum(len(model.tokenizer.encode(text)) for text in texts) / sum(size),
     }
 
 
 def lines(told: dict[str, Any]) -> list[str]:
     out = [
         f"{told['model']}: {told['gaps']} gaps of {told['words'][0]} to {told['words'][1]} words",
-        f"{'way':<18} {'exact %':>8} {'AR nll':>7} {'length':>7} {'evaluations':>12}",
+        f"{'way':<18} {'exact %':>8} {'95 %':>13} {'AR nats':>8} {'a token':>8} {'length':>7} {'evaluations':>12} "
+        f"{'ms':>7}",
     ]
     for way, m in told["ways"].items():
+        low, high = (100 * end for end in m["interval"])
         out.append(
-            f"{way:<18} {100 * m['exact']:8.1f} {m['ar_nll']:7.3f} {m['length_ratio']:7.2f} {m['nfe']:12.1f}"
+            f"{way:<18} {100 * m['exact']:8.1f} {f'{low:.1f} to {high:.1f}':>13} {m['ar_nats']:8.2f} "
+            f"{m['ar_nll']:8.3f} {m['length_ratio']:7.2f} {m['nfe']:12.1f} {1000 * m['seconds']:7.1f}"
         )
     return out

@@ -312,17 +312,27 @@ def proofread(results: Results) -> str:
 
 def filling(results: Results) -> str:
     told = results["filling"]
-    keys = ("exact", "ar_nll", "length_ratio", "nfe")
     rows = [
-        [name, f"{100 * m['exact']:.1f} %", *(f"{m[k]:.2f}" for k in keys[1:])]
+        [
+            name,
+            f"{100 * m['exact']:.1f} %",
+            "{:.1f} to {:.1f}".format(*(100 * end for end in m["interval"])),
+            f"{m['ar_nats']:.2f}",
+            *(f"{m[key]:.2f}" for key in ("ar_nll", "length_ratio")),
+            f"{m['nfe']:.1f}",
+            f"{1000 * m['seconds']:.1f}",
+        ]
         for name, m in told["ways"].items()
     ]
     head = [
         "way",
         "exact match",
-        "AR NLL of gap and suffix, nats/token",
+        "95 % interval",
+        "AR nats of gap and suffix",
+        "a token",
         "length ÷ true length",
         "evaluations",
+        "ms",
     ]
     about = f"{told['gaps']} gaps of {told['words'][0]} to {told['words'][1]} words in held-out turns."
     return f"{table(head, rows)}\n\n{about} {where(told)}"

@@ -119,7 +119,7 @@ class Diffusion(Writer):
             del self._history[:-RECENT]
         events: list[Event] = [self.step_event(self.canvas)] if self.request.watched else []
         if self.canvas.finished or self._ended_early():
-            events.append(self._finish())
+            events += self._finish()
         elif self._slides:
             events += self._slide()
         return events
@@ -173,7 +173,7 @@ class Diffusion(Writer):
         null = self.config.null_token_id
         return self.output.ends_within([t for t in self.canvas.shown[:settled].tolist() if t != null])
 
-    def _finish(self) -> Event:
+    def _finish(self) -> list[Event]:
         """Commits the canvas. One that holds nothing but nulls ends the answer, unless EOS is to be ignored:
         then it is denoised again without nulls."""
         assert self.canvas is not None
@@ -191,7 +191,7 @@ class Diffusion(Writer):
         ):
             self.output.finish_reason = "length"
             event = replace(event, finish_reason="length")
-        return event
+        return [event]
 
 
 def canvas_slots(config: DenoiserConfig, wanted_slots: int, text: int) -> int:
