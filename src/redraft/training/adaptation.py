@@ -28,9 +28,11 @@ from redraft.training.adaptation_canvases import Tokens
 from redraft.training.adaptation_objective import AdaptationObjective, accepted
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.adaptation_samples import Sampler, sampler
+from redraft.training.answers import make_answers
 from redraft.training.checkpoints import Stored, TrainingState
+from redraft.training.distributed import device_for, make_once
 from redraft.training.flops import FORMULA, Work
-from redraft.training.loop import Loop, Reporter
+from redraft.training.loop import Loop, Reporter, Silent
 from redraft.training.packing import Rows
 from redraft.training.start import training_rows
 
@@ -51,7 +53,8 @@ class Adaptation(Loop):
         self.pause_after = None if train.slice_minutes is None else 60 * train.slice_minutes
         start.check(recipe, self.world.size)
         base = start.find_base(recipe)
-        start.check_data(recipe, base.path)
+        start.check_tokenizer(recipe, base)
+        start.check_amount(recipe)
         self.rows, self.valid = training_rows(recipe), start.held_out_rows(recipe)
         self._make_folder(resume)
         self.model = start.network(recipe, base, self.world.device)
@@ -223,6 +226,12 @@ class Adaptation(Loop):
         self.reporter.message(f"{fits} rows at a time fit into memory")
         return fits
 
+    def train(self, sampler: Any = None) -> Path:
+        """As Loop.train; a run that begins is measured before its first step."""
+        if self.state.step == 0:
+            self.evaluate(None)
+        return super().train(sampler)
+
     # -- beside the steps -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -289,6 +298,21 @@ class Adaptation(Loop):
         self.world.wait()
 
 
+def _answers(recipe: AdaptRecipe, reporter: Reporter) -> None:
+    """The corpus of the AR self's answers, or as much of it as a slice has time for."""
+    assert recipe.answers is not None
+    train = recipe.train
+    start.check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    start.check_tokenizer(recipe, base := start.find_base(recipe))
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    model = start.network(recipe, base, device_for(train.device))
+    limit = None if train.slice_minutes is None else 60 * train.slice_minutes
+    sources, data = recipe.prompt_sources(), Path(recipe.data)
+    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, reporter.message):
+        reporter.message(f"{recipe.answers.out} isn't complete yet: run the same command again")
+
+
 def adapt(
     recipe: AdaptRecipe,
     folder: str | Path | None = None,
@@ -300,5 +324,9 @@ def adapt(
     Raises RequestError for what the recipe, the base or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if recipe.answers is not None:
+        make_once(recipe.answers.out, lambda: _answers(recipe, reporter or Silent()))
+        if not (Path(recipe.answers.out) / "train.json").exists():  # this session's time was over
+            return Path(recipe.answers.out)
     run = Adaptation(recipe, folder or Path("runs") / recipe.name, resume, reporter)
     return run.train(sampler(recipe))

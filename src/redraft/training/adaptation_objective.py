@@ -20,6 +20,7 @@ from redraft.training.adaptation_batch import AdaptBatch
 from redraft.training.adaptation_recipe import Losses
 
 CHUNK = 4096  # rows whose logits exist at once: 4096 * 49,152 * 4 bytes is 0.8 GB
+KEPT = 1024  # with no more rows than this logits are kept for the gradient
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,21 @@ class Sums:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Supervised slots, n of them: hidden states of the canvas rows and of the clean rows that predict the same token,
-    each [n, hidden]; target int64 [n]; weight, fill, taught: float32 [n]."""
+    """Supervised slots, n of them: hidden states of the canvas rows [n, hidden]; row: which of the clean rows predicts
+    the same token, target: both int64 [n]; weight, fill, taught: float32 [n]. clean: hidden states of all clean rows,
+    [B * L, hidden]: several canvases may cover a token, and its teacher runs once."""
 
     canvas: Tensor
-    clean: Tensor
+    row: Tensor
     target: Tensor
     weight: Tensor
     fill: Tensor
     taught: Tensor
+    clean: Tensor
+
+    def part(self, start: int) -> tuple[Tensor, ...]:
+        """CHUNK slots from `start` on, in the order of the fields, without `clean`."""
+        return tuple(getattr(self, f.name)[start : start + CHUNK] for f in fields(self)[:-1])
 
 
 class AdaptationObjective(nn.Module):
@@ -100,11 +107,12 @@ class AdaptationObjective(nn.Module):
         taught = teacher[wanted]
         return Pairs(
             canvas=drafted[wanted],
-            clean=clean[row[wanted], taught.clamp(min=0)],
+            row=row[wanted] * clean.shape[1] + taught.clamp(min=0),
             target=pick(batch.target),
             weight=pick(batch.weight),
             fill=pick(batch.fill),
             taught=(taught >= 0).float(),
+            clean=clean.flatten(0, 1),
         )
 
     def forward(self, batch: AdaptBatch) -> Sums:
@@ -112,9 +120,11 @@ class AdaptationObjective(nn.Module):
         pairs = self.pairs(batch)
         totals: list[Tensor] = [pairs.canvas.new_zeros((), dtype=torch.float32) for _ in range(6)]
         for start in range(0, len(pairs.target), CHUNK):
-            part = [getattr(pairs, f.name)[start : start + CHUNK] for f in fields(pairs)]
-            # Logits are computed anew for the gradient: kept, they would be most of the memory.
-            found = checkpoint(self._chunk, *part, use_reentrant=False)
+            part = *pairs.part(start), pairs.clean
+            if len(pairs.target) <= KEPT:
+                found = self._chunk(*part)
+            else:  # computed anew for the gradient: logits kept would be most of the memory
+                found = checkpoint(self._chunk, *part, use_reentrant=False)
             totals = [a + b for a, b in zip(totals, found, strict=True)]
         ce, kl, rejected, fill, agreed, against = totals
         return Sums(
@@ -130,13 +140,21 @@ class AdaptationObjective(nn.Module):
         )
 
     def _chunk(
-        self, canvas: Tensor, clean: Tensor, target: Tensor, weight: Tensor, fill: Tensor, taught: Tensor
+        self,
+        canvas: Tensor,
+        row: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        fill: Tensor,
+        taught: Tensor,
+        clean: Tensor,
     ) -> tuple[Tensor, ...]:
         logits = self.model.logits(canvas).float()
-        each = F.cross_entropy(logits, target, reduction="none")
-        theirs = self.teacher(clean)
+        theirs = self.taught_by(row, clean)
         learning = weight * taught
-        kl, rejected = divergences(logits, theirs)
+        log_q = F.log_softmax(logits, -1)
+        each = -log_q.gather(1, target[:, None])[:, 0]
+        kl, rejected = divergences(log_q, theirs)
         said = (logits.argmax(-1) == theirs.argmax(-1)) & (learning > 0)
         return (
             (weight * each).sum(),
@@ -146,6 +164,11 @@ class AdaptationObjective(nn.Module):
             said.sum().float(),
             (learning > 0).sum().float(),
         )
+
+    def taught_by(self, row: Tensor, clean: Tensor) -> Tensor:
+        """The AR self's log-probabilities, float32 [n, V], of the tokens that clean rows `row` [n] predict."""
+        rows, inverse = row.unique(return_inverse=True)
+        return F.log_softmax(self.teacher(clean[rows]), -1)[inverse]
 
     @torch.no_grad()
     def teacher(self, clean: Tensor) -> Tensor:
@@ -159,16 +182,20 @@ class AdaptationObjective(nn.Module):
         """The loss. divisors: of weight, taught and fill_count, over the whole step. drafting: "kl" or "acceptance"."""
         weight, taught, fill = (max(d, 1e-9) for d in divisors)
         s = self.settings
-        divergence = s.kl * sums.kl if drafting == "kl" else s.acceptance * sums.rejected
-        return s.ce * sums.ce / weight + divergence / taught + s.fill * sums.fill / fill
+        divergence = (s.kl, sums.kl) if drafting == "kl" else (s.acceptance, sums.rejected)
+        terms = ((s.ce, sums.ce, weight), (*divergence, taught), (s.fill, sums.fill, fill))
+        loss = sums.ce.new_zeros(())
+        for factor, found, divisor in terms:
+            if factor:  # the gradient of a term that doesn't count would still be computed
+                loss = loss + factor * found / divisor
+        return loss
 
 
-def divergences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(theirs || ours) and the total variation between them, of logits [n, V]: nats and 0..1, each [n].
+def divergences(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) and the total variation between them, of log-probabilities [n, V]: nats and 0..1, each [n].
 
     1 - TV is the chance that speculative sampling accepts a token drawn from ours (Leviathan et al., 2023).
     """
-    log_p, log_q = F.log_softmax(theirs, -1), F.log_softmax(ours, -1)
     p = log_p.exp()
     return (p * (log_p - log_q)).sum(-1), 0.5 * (p - log_q.exp()).abs().sum(-1)
 
@@ -197,9 +224,9 @@ def accepted(objective: AdaptationObjective, batch: AdaptBatch) -> np.ndarray:
     wanted = torch.from_numpy((batch.weight > 0) | (batch.fill > 0))
     same = []
     for start in range(0, len(pairs.target), CHUNK):
-        part = slice(start, start + CHUNK)
-        ours = objective.model.logits(pairs.canvas[part]).argmax(-1)
-        same.append((ours == objective.teacher(pairs.clean[part]).argmax(-1)) & (pairs.taught[part] > 0))
+        canvas, row, _, _, _, taught = pairs.part(start)
+        ours, theirs = objective.model.logits(canvas).argmax(-1), objective.taught_by(row, pairs.clean)
+        same.append((ours == theirs.argmax(-1)) & (taught > 0))
     if same:
         agree[wanted] = torch.cat(same).cpu()
     run = agree[:, :, 1:].long().cumprod(-1).sum(-1).numpy()

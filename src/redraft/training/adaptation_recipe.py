@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, load, read, read_yaml
+from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, Source, load, read, read_yaml
 
 
 class Base(Section):
@@ -28,6 +29,24 @@ class AdapterSettings(Section):
     shift: bool = True
     mask_token: str | None = None
     null_token: str | None = None
+
+
+class Answers(Section):
+    """A corpus of what the AR self answers to prompts, made by the engine before training unless it is there.
+
+    out: its folder; it is trained on unless the mixture says otherwise, and its holdout is what drafts are measured on.
+    sources: where prompts come from (see training.answers), by default those of `prepare`. longest, tokens: of a
+    prompt and of an answer, at most. temperatures: prompts take turns; 0 is greedy. batch: answers written at once.
+    """
+
+    out: str
+    sources: list[Source] = Field(default=[])
+    prompts: int = Field(default=4096, ge=1)
+    longest: int = Field(default=256, ge=1)
+    tokens: int = Field(default=256, ge=2)
+    temperatures: list[Annotated[float, Field(ge=0)]] = Field(default=[0.0], min_length=1)
+    batch: int = Field(default=64, ge=1)
+    holdout: int = Field(default=64, ge=0)
 
 
 class States(Section):
@@ -107,6 +126,7 @@ class AdaptRecipe(Section):
     data: str
     prepare: Prepare | None = None
     mixture: list[Mixture] = Field(default=[])
+    answers: Answers | None = None
     adapter: AdapterSettings = AdapterSettings()
     canvas: States = States()
     losses: Losses = Losses()
@@ -114,7 +134,13 @@ class AdaptRecipe(Section):
     train: AdaptTrain = AdaptTrain()
 
     def corpora(self) -> list[Mixture]:
-        return self.mixture or [Mixture(path=self.data)]
+        own = self.data if self.answers is None else self.answers.out
+        return self.mixture or [Mixture(path=own)]
+
+    def prompt_sources(self) -> list[Source]:
+        """Where the prompts of `answers` come from."""
+        own = [] if self.answers is None else self.answers.sources
+        return own or ([] if self.prepare is None else self.prepare.sources)
 
 
 def load_adaptation(path: str | Path, overrides: list[str] | None = None) -> AdaptRecipe:
