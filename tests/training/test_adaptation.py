@@ -25,7 +25,8 @@ from redraft.hub.tokenizer import Tokenizer
 from redraft.training import adaptation_start as start
 from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_batch import AdaptBatch
-from redraft.training.adaptation_objective import dense, divergences
+from redraft.training.adaptation_masks import dense
+from redraft.training.adaptation_objective import divergences
 from redraft.training.data import Corpus
 from redraft.training.flops import Work
 from tests.training.bases import EOS, NAME, make_base, make_data, recipe

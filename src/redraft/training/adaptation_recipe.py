@@ -70,6 +70,12 @@ class Losses(Section):
     to what the AR self predicts there: kl * KL(AR self || canvas) for the first `kl_share` of the run, then
     acceptance * (1 - overlap), the chance that a draft is rejected. Slot k after the visible prefix weighs
     exp(-k / decay). On the others, which see further text than the AR self does: fill * cross-entropy.
+
+    Off by default: hidden * (1 - cosine) of final hidden states to the AR self's, which falls to 0 over the first half
+    of the run; for the last share `on_policy` of the run the divergence by where a live draft would fail (up to there
+    KL(AR self || canvas), behind it KL(canvas || AR self) * 0.8^k; Draft-OPD, arXiv 2605.29343); sharpen * entropy
+    where the likeliest token is the AR self's, for the last `sharpen_share` of the run (CAP, LLaDA2.0), which makes
+    canvases surer and their doubt less true.
     """
 
     ce: float = Field(default=0.1, ge=0)
@@ -78,6 +84,25 @@ class Losses(Section):
     kl_share: Share = 0.15
     decay: float = Field(default=7.0, gt=0)
     fill: float = Field(default=0.5, ge=0)
+    hidden: float = Field(default=0.0, ge=0)
+    on_policy: Share = 0.0
+    sharpen: float = Field(default=0.0, ge=0)
+    sharpen_share: Share = 0.1
+
+    def at(self, progress: float) -> dict[str, float]:
+        """Factors of the losses' sums (see adaptation_objective.Sums) at this point of the run, 0..1."""
+        divergence = "rejected" if progress >= self.kl_share else "kl"
+        if progress >= 1 - self.on_policy and self.on_policy:
+            divergence = "live"
+        strength = self.acceptance if divergence == "rejected" else self.kl
+        sharp = self.sharpen if progress >= 1 - self.sharpen_share else 0.0
+        return {
+            "ce": self.ce,
+            divergence: strength,
+            "aligned": self.hidden * max(0.0, 1 - 2 * progress),
+            "entropy": sharp,
+            "fill": self.fill,
+        }
 
 
 class Adam(Section):
@@ -96,6 +121,10 @@ class AdaptTrain(Section):
     GPU as many as a probe finds to fit, else all. minutes: wall-clock budget of the whole run, which the schedule
     follows. slice_minutes: after so many a session ends with a checkpoint, and --resume goes on. peak_tflops: the
     device's, from which model FLOPs utilization is told.
+
+    shard: of several processes each holds a share of the base alone (FSDP2), not all of it. recompute: layers run a
+    second time for their gradients and keep nothing (gradient checkpointing). flex: attention skips what is masked
+    (FlexAttention); None: on a GPU. portable: beside each checkpoint a copy for another machine, see training.portable.
     """
 
     steps: int = Field(default=2000, ge=1)
@@ -108,6 +137,10 @@ class AdaptTrain(Section):
     threads: int | None = Field(default=None, ge=1)
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
     compile: bool = False
+    shard: bool = False
+    recompute: bool = False
+    flex: bool | None = None
+    portable: bool = False
     peak_tflops: float | None = Field(default=None, gt=0)
     log_every: int = Field(default=10, ge=1)
     evaluate_every: int = Field(default=200, ge=1)

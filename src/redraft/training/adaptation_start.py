@@ -29,6 +29,10 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
         raise RequestError("canvas.length must not exceed train.row_length")
     if train.batch_rows < processes:
         raise RequestError(f"train.batch_rows must be at least the number of processes, {processes}")
+    if train.shard and train.batch_rows % processes:
+        raise RequestError(
+            f"train.shard needs as many rows on each process: make train.batch_rows a multiple of {processes}"
+        )
     answers = recipe.answers
     if answers and answers.longest + answers.tokens > train.row_length:
         raise RequestError(
