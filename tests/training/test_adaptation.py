@@ -336,6 +336,20 @@ def test_what_cannot_be_is_told_before_training(
     assert "\n" not in str(caught.value)
 
 
+def test_a_base_of_another_kind_is_refused_and_the_known_kinds_named(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 300}))
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
+    toy = recipe(data, base={"name": str(folder)})
+    with pytest.raises(
+        RequestError, match="gpt2.* is not supported; redraft reads .*Llama.*Qwen2.*Qwen3"
+    ) as told:
+        Adaptation(toy, tmp_path / "run", resume=False)
+    assert "\n" not in str(told.value)
+
+
 def test_mask_and_null_are_tokens_that_no_text_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
     for spare in (2, 0):

@@ -70,8 +70,7 @@ class Adaptation(Loop):
         assert config.mask_token_id is not None
         assert config.null_token_id is not None
         self.tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
-        flex = self.world.device.type == "cuda" if train.flex is None else train.flex
-        self.objective = AdaptationObjective(self.model, recipe.losses, flex)
+        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex)
         self._make_it_fit()
         self.work = Work.of(self.model)
         self.begin(self.state.seconds)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from redraft.denoiser.layouts import Rows, canvas_start, clean_start
 from redraft.training.adaptation_batch import AdaptBatch
 
 
@@ -26,37 +28,53 @@ def dense(canvas_visible: Tensor) -> Tensor:
 def flex_masks(batch: AdaptBatch, device: torch.device) -> tuple[BlockMask, BlockMask]:
     """Of the clean rows [B, L, L] and of all canvases' rows over text and canvases [B, N * C, L + N * C].
 
-    A clean row sees those of its document up to itself. A slot sees its document's clean rows before the canvas's
-    anchor, and its own canvas. (FlexAttention: Dong et al., 2024, arXiv 2412.05496.)
+    FlexAttention (Dong et al., 2024, arXiv 2412.05496) leaves out the blocks in which nothing is visible.
     """
-    rows, length = batch.clean.shape
-    _, canvases, slots = batch.shown.shape
-    total = canvases * slots
-    clean, canvas = predicates(batch, device)
+    count, length = batch.clean.shape
+    total = batch.shown[0].size
+    rows = _rows(batch, device)
+    canvas, document, position = rows.canvas, rows.document, rows.position
+    start, block = rows.start, rows.block
+
+    def sees(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """layouts.allowed, on tensors alone: what is compiled into the kernel must be no more than that."""
+        same_document = (document[b, q] == document[b, k]) & (document[b, k] >= 0)
+        clean_key = ~canvas[b, k] & (position[b, k] < start[b, q])
+        canvas_key = canvas[b, q] & canvas[b, k] & (block[b, q] == block[b, k])
+        return same_document & (clean_key | canvas_key)
+
+    def text(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return sees(b, q, k)
+
+    def drafts(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return sees(b, q + length, k)
+
     # Compiled, the mask is never made as a whole.
-    made: dict[str, Any] = {"H": None, "device": device, "_compile": device.type == "cuda"}
+    made: dict[str, Any] = {"H": None, "device": str(device), "_compile": device.type == "cuda"}
     return (
-        create_block_mask(clean, rows, Q_LEN=length, KV_LEN=length, **made),
-        create_block_mask(canvas, rows, Q_LEN=total, KV_LEN=length + total, **made),
+        create_block_mask(text, count, Q_LEN=length, KV_LEN=length, **made),
+        create_block_mask(drafts, count, Q_LEN=total, KV_LEN=length + total, **made),
     )
 
 
-def predicates(batch: AdaptBatch, device: torch.device) -> tuple[Any, Any]:
-    """allowed(row, head, query, key) of each pass, for index tensors that broadcast."""
-    length, slots = batch.clean.shape[1], batch.shown.shape[2]
-    document, position = (torch.from_numpy(x).to(device) for x in (batch.clean_document, batch.positions))
-    owner = torch.from_numpy(batch.document).to(device)
-    anchor = torch.from_numpy(batch.slot_positions[:, :, 0].copy()).to(device)
+def _rows(batch: AdaptBatch, device: torch.device) -> Rows:
+    """Clean rows, then the canvases' side by side: arrays [B, L + N * C]."""
+    length, (count, canvases, slots) = batch.clean.shape[1], batch.shown.shape
+    anchor = batch.slot_positions[:, :, 0]
 
-    def clean(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = (document[b, q] == document[b, k]) & (document[b, q] >= 0)
-        return same & (position[b, k] <= position[b, q])
+    def joined(clean: Any, noisy: Any) -> Tensor:
+        """noisy: [B, N, C], [B, N, 1] or a number."""
+        each = np.broadcast_to(noisy, (count, canvases, slots)).reshape(count, -1)
+        every = np.concatenate((np.broadcast_to(clean, (count, length)), each), 1)
+        return torch.from_numpy(np.ascontiguousarray(every)).to(device)
 
-    def canvas(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        n = q // slots
-        text = k.clamp(max=length - 1)
-        used = owner[b, n] >= 0
-        before = (document[b, text] == owner[b, n]) & (position[b, text] < anchor[b, n])
-        return used & torch.where(k < length, before, (k - length) // slots == n)
-
-    return clean, canvas
+    return Rows(
+        canvas=joined(False, True),
+        document=joined(batch.clean_document, batch.document[:, :, None]),
+        position=joined(batch.positions, batch.slot_positions),
+        start=joined(
+            clean_start("causal_context", batch.positions, slots),
+            canvas_start("causal_context", anchor, slots)[:, :, None],
+        ),
+        block=joined(-1, np.arange(canvases)[None, :, None]),
+    )

@@ -124,7 +124,7 @@ class AdaptTrain(Section):
 
     shard: of several processes each holds a share of the base alone (FSDP2), not all of it. recompute: layers run a
     second time for their gradients and keep nothing (gradient checkpointing). flex: attention skips what is masked
-    (FlexAttention); None: on a GPU. portable: beside each checkpoint a copy for another machine, see training.portable.
+    (FlexAttention, for GPUs). portable: beside each checkpoint a copy for another machine, see training.portable.
     """
 
     steps: int = Field(default=2000, ge=1)
@@ -139,7 +139,7 @@ class AdaptTrain(Section):
     compile: bool = False
     shard: bool = False
     recompute: bool = False
-    flex: bool | None = None
+    flex: bool = False
     portable: bool = False
     peak_tflops: float | None = Field(default=None, gt=0)
     log_every: int = Field(default=10, ge=1)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from redraft.denoiser.adapters import adapter_of
@@ -25,11 +26,9 @@ from redraft.training.distributed import World
 def shard(model: Denoiser, world: World) -> None:
     """Leaves each process its share of the layers' weights. All must then run the same passes in the same order."""
     mesh = init_device_mesh(world.device.type, (world.size,))
-    layers = model.model.layers
-    inside = {id(p) for p in layers.parameters()}
-    for layer in layers:
+    for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    rest = {p for p in model.parameters() if id(p) not in inside and not hasattr(p, "placements")}
+    rest = {p for p in model.parameters() if not isinstance(p, DTensor)}
     fully_shard(model, mesh=mesh, ignored_params=rest)
 
 
