@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import redraft
 from redraft.denoiser import adapters, families
@@ -29,7 +25,7 @@ from redraft.training.adaptation_masks import dense
 from redraft.training.adaptation_objective import divergences
 from redraft.training.data import Corpus
 from redraft.training.flops import Work
-from tests.training.bases import EOS, NAME, make_base, make_data, recipe
+from tests.training.bases import EOS, NAME, finish, make_base, make_data, recipe, torchrun, weights
 
 
 @pytest.fixture
@@ -265,14 +261,6 @@ def test_it_learns_to_draft_what_the_base_would_write(data: Path, tmp_path: Path
     np.testing.assert_array_equal(ours, theirs)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(complete(folder)[-1] / "training_state" / "weights.safetensors") | load_file(
-        complete(folder)[-1] / "adapter_model.safetensors"
-    )
-
-
 def test_a_run_in_slices_is_the_run_in_one_go(data: Path, tmp_path: Path) -> None:
     adapt(recipe(data), tmp_path / "whole")
     cut = recipe(data, train={"slice_minutes": 1e-9})
@@ -290,14 +278,9 @@ def test_a_run_in_slices_is_the_run_in_one_go(data: Path, tmp_path: Path) -> Non
 
 
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(recipe(data, train={"steps": 2}).model_dump(mode="json")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += ["-m", "redraft.cli", "adapt", str(path), "--out", str(tmp_path / "two"), "--plain"]
-    environment = os.environ | {"PYTHONPATH": str(Path(redraft.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    adapt(recipe(data, train={"steps": 2}), tmp_path / "one")
+    own = recipe(data, train={"steps": 2})
+    finish(torchrun(own, tmp_path / "two"))
+    adapt(own, tmp_path / "one")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 
 import redraft
 from redraft.denoiser import adapters
@@ -28,8 +25,8 @@ from redraft.training import portable
 from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_masks import dense, flex_masks
 from redraft.training.adaptation_objective import AdaptationObjective
-from redraft.training.adaptation_recipe import AdaptRecipe, load_adaptation
-from tests.training.bases import make_base, make_data, recipe
+from redraft.training.adaptation_recipe import load_adaptation
+from tests.training.bases import finish, make_base, make_data, recipe, torchrun, weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,30 +112,6 @@ def test_layers_run_twice_give_the_same_gradient(data: Path, tmp_path: Path) -> 
 # -- several processes ----------------------------------------------------------------------------------------
 
 
-def start(own: AdaptRecipe, folder: Path, *more: str) -> subprocess.Popen[str]:
-    path = folder.parent / f"{folder.name}.yaml"
-    path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += ["-m", "redraft.cli", "adapt", str(path), "--out", str(folder), "--plain", *more]
-    environment = os.environ | {"PYTHONPATH": str(Path(redraft.__file__).parents[1])}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    told, _ = process.communicate(timeout=1500)
-    assert process.returncode == 0, told
-    return told
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    last = complete(folder)[-1]
-    return load_file(last / "training_state" / "weights.safetensors") | load_file(
-        last / "adapter_model.safetensors"
-    )
-
-
 def losses(folder: Path) -> list[float]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record["loss"] for line in lines if "loss" in (record := json.loads(line))]
@@ -148,7 +121,7 @@ def losses(folder: Path) -> list[float]:
 def test_a_base_shared_out_learns_what_a_whole_one_does(data: Path, tmp_path: Path) -> None:
     train = {"steps": 3, "evaluate_every": 2, "sample_prompts": ["abc"], "sample_tokens": 4}
     one = recipe(data, train=train)
-    told = finish(start(recipe(data, train=train | {"shard": True}), tmp_path / "two"))
+    told = finish(torchrun(recipe(data, train=train | {"shard": True}), tmp_path / "two"))
     assert "drafts accepted in a row" in told
     adapt(one, tmp_path / "one")
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
@@ -163,9 +136,9 @@ def test_a_base_shared_out_learns_what_a_whole_one_does(data: Path, tmp_path: Pa
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a process by /proc")
 def test_a_run_whose_process_is_killed_goes_on(data: Path, tmp_path: Path) -> None:
     own = recipe(data, train={"steps": 60, "save_every": 4, "keep": 99})
-    whole = start(own, tmp_path / "whole")
+    whole = torchrun(own, tmp_path / "whole")
     finish(whole)
-    process = start(own, tmp_path / "killed")
+    process = torchrun(own, tmp_path / "killed")
     while not complete(tmp_path / "killed"):
         assert process.poll() is None
         time.sleep(0.01)
@@ -173,7 +146,7 @@ def test_a_run_whose_process_is_killed_goes_on(data: Path, tmp_path: Path) -> No
     process.communicate(timeout=300)
     assert process.returncode
     assert 4 <= int(complete(tmp_path / "killed")[-1].name.removeprefix("step-")) < 60
-    finish(start(own, tmp_path / "killed", "--resume"))
+    finish(torchrun(own, tmp_path / "killed", "--resume"))
     due = weights(tmp_path / "whole")
     for name, value in weights(tmp_path / "killed").items():
         assert torch.equal(value, due[name]), name

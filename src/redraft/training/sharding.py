@@ -71,4 +71,4 @@ def recompute(model: Denoiser) -> None:
         return forward
 
     for layer in model.model.layers:
-        layer.forward = twice(layer)  # type: ignore[method-assign]
+        layer.forward = twice(layer)
