@@ -90,6 +90,9 @@ def test_prompts_are_turns_of_conversations_through_the_template(data: Path, tmp
     own = Answers(out="", prompts=5, longest=60, tokens=4)
     found = draw_prompts([source], tokenizer, own, 0)
     assert set(found) == {tuple(map(int, tokenizer.render(said[:n]))) for n in (1, 3)}
+    path.write_text(json.dumps({"text": "hi"}) + "\n")
+    asked = Source(path=str(path), format="question")
+    assert draw_prompts([asked], tokenizer, own, 0) == [tuple(map(int, tokenizer.render(said[:1])))]
     with pytest.raises(RequestError, match="fits into 2 tokens: raise answers.longest"):
         draw_prompts([source], tokenizer, own.model_copy(update={"longest": 2}), 0)
 

@@ -40,8 +40,9 @@ def draw_prompts(
 ) -> list[tuple[int, ...]]:
     """Up to settings.prompts different prompts, token ids of at most settings.longest each.
 
-    Of a conversation all messages before one of the assistant's, through the chat template; of a text its beginning,
-    cut anywhere. Documents take part again, cut elsewhere, while that brings new ones. Raises RequestError for none.
+    Of a conversation all messages before one of the assistant's, or all up to a user's last, through the chat template;
+    of a text its beginning, cut anywhere. Documents take part again, cut elsewhere, while that brings new ones. Raises
+    RequestError for none.
     """
     documents = read_documents(sources)
     rng = np.random.default_rng(seed)
@@ -79,8 +80,10 @@ def _prompt(
 
 
 def _turns(document: Document) -> list[int]:
-    """Which parts the assistant says after somebody else."""
-    return [i for i, (role, _) in enumerate(document.parts) if role == "assistant" and i]
+    """Before which parts the assistant speaks; behind the last one too where that is a user's."""
+    roles = [role for role, _ in document.parts]
+    due = [i for i, role in enumerate(roles) if role == "assistant" and i]
+    return [*due, len(roles)] if roles[-1] == "user" else due
 
 
 def _most_turns(documents: Sequence[Document]) -> int:
