@@ -94,7 +94,7 @@ def test_prompts_are_turns_of_conversations_through_the_template(data: Path, tmp
     asked = Source(path=str(path), format="question")
     assert draw_prompts([asked], tokenizer, own, 0) == [tuple(map(int, tokenizer.render(said[:1])))]
     with pytest.raises(RequestError, match="fits into 2 tokens: raise answers.longest"):
-        draw_prompts([source], tokenizer, own.model_copy(update={"longest": 2}), 0)
+        draw_prompts([asked], tokenizer, own.model_copy(update={"longest": 2}), 0)
 
 
 def with_answers(data: Path, **train: Any) -> AdaptRecipe:
