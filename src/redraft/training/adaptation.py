@@ -83,7 +83,7 @@ class Adaptation(Loop):
         train = self.recipe.train
         if train.compile:
             for layer in self.model.model.layers:
-                layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
+                layer.forward = torch.compile(layer.forward)
         if train.recompute:
             sharding.recompute(self.model)
         self.sharded = train.shard and self.world.size > 1

@@ -82,8 +82,8 @@ class Pairs:
         cuts = torch.searchsorted(self.number, self.number[ends]).tolist() if ends else []
         for start, end in pairwise([0, *cuts, len(self.target)]):
             if end > start:
-                slots = (getattr(self, f.name)[start:end] for f in fields(self)[:-1])
-                yield Pairs(*slots, self.clean)
+                slots = {f.name: getattr(self, f.name)[start:end] for f in fields(self)[:-1]}
+                yield Pairs(**slots, clean=self.clean)
 
 
 class AdaptationObjective(nn.Module):
@@ -158,8 +158,12 @@ class AdaptationObjective(nn.Module):
                 totals = totals + self._chunk(*given)
             else:  # computed anew for the gradient: logits kept would be most of the memory
                 totals = totals + checkpoint(self._chunk, *given, use_reentrant=False)
-        known = pairs.weight.sum(), (pairs.weight * pairs.taught).sum(), pairs.fill.sum()
-        return Sums(*totals, *known)
+        return Sums(
+            **dict(zip(COMPUTED, totals, strict=True)),
+            weight=pairs.weight.sum(),
+            taught=(pairs.weight * pairs.taught).sum(),
+            fill_count=pairs.fill.sum(),
+        )
 
     def _chunk(self, *given: Tensor) -> Tensor:
         """The sums named in COMPUTED, float32."""
