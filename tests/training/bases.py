@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors.torch import load_file
 
+import redraft
 from redraft.denoiser import checkpoint
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.hub import store
+from redraft.hub.runs import complete
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.data import prepare
 from redraft.training.recipe import Prepare
@@ -86,3 +93,29 @@ def recipe(data: Path, **changes: Any) -> AdaptRecipe:
     for name, section in changes.items():
         raw[name] = raw.get(name, {}) | section
     return AdaptRecipe.model_validate(raw)
+
+
+def torchrun(own: AdaptRecipe, folder: Path, *more: str) -> subprocess.Popen[str]:
+    """Two processes that adapt by this recipe into `folder`, with these arguments besides."""
+    path = folder.parent / f"{folder.name}.yaml"
+    path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += ["-m", "redraft.cli", "adapt", str(path), "--out", str(folder), "--plain", *more]
+    environment = os.environ | {"PYTHONPATH": str(Path(redraft.__file__).parents[1])}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What they told; they must have ended well."""
+    told, _ = process.communicate(timeout=1500)
+    assert process.returncode == 0, told
+    return told
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a run's last checkpoint: those being trained, and the average by its own names."""
+    last = complete(folder)[-1]
+    held = load_file(last / "training_state" / "weights.safetensors")
+    return held | load_file(last / "adapter_model.safetensors")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import redraft
 from redraft.denoiser import adapters, families
@@ -25,10 +21,11 @@ from redraft.hub.tokenizer import Tokenizer
 from redraft.training import adaptation_start as start
 from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_batch import AdaptBatch
-from redraft.training.adaptation_objective import dense, divergences
+from redraft.training.adaptation_masks import dense
+from redraft.training.adaptation_objective import divergences
 from redraft.training.data import Corpus
 from redraft.training.flops import Work
-from tests.training.bases import EOS, NAME, make_base, make_data, recipe
+from tests.training.bases import EOS, NAME, finish, make_base, make_data, recipe, torchrun, weights
 
 
 @pytest.fixture
@@ -124,7 +121,7 @@ def test_the_teacher_is_the_ar_self_at_the_same_slot(run: Adaptation) -> None:
     wanted = (batch.weight > 0) | (batch.fill > 0)
     where = np.argwhere(wanted)
     taught = np.flatnonzero(pairs.taught.numpy())
-    theirs = run.objective.teacher(pairs.clean)
+    theirs = run.objective.teacher(pairs.clean[pairs.row])
     for i in taught[:: max(1, len(taught) // 5)]:
         b, n, j = where[i]
         own = np.flatnonzero(batch.clean_visible[b, batch.teacher[b, n, j]])
@@ -135,8 +132,10 @@ def test_the_teacher_is_the_ar_self_at_the_same_slot(run: Adaptation) -> None:
 
 def test_divergences_are_the_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
-    ours, theirs = (torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
-    q, p = torch.softmax(ours, -1).numpy(), torch.softmax(theirs, -1).numpy()
+    ours, theirs = (
+        torch.randn(5, 7, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2)
+    )
+    q, p = ours.exp().numpy(), theirs.exp().numpy()
     kl, tv = divergences(ours, theirs)
     np.testing.assert_allclose(kl, (p * np.log(p / q)).sum(-1))
     np.testing.assert_allclose(1 - tv.numpy(), np.minimum(p, q).sum(-1))
@@ -233,9 +232,6 @@ def test_it_learns_to_draft_what_the_base_would_write(data: Path, tmp_path: Path
         canvas={"draft": 0.8, "hole": 0.2, "prefix": 0, "revealed": 0},
         losses={"ce": 0, "kl_share": 1},  # what this base writes has nothing to do with the text
     )
-    before = Adaptation(settings, tmp_path / "none", resume=False)
-    before._evaluate(None)
-    at_first = json.loads((tmp_path / "none" / "metrics.jsonl").read_text())["valid_accepted"]
     last = adapt(settings, tmp_path / "run", reporter=teller)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in records if "loss" in r]
@@ -245,7 +241,8 @@ def test_it_learns_to_draft_what_the_base_would_write(data: Path, tmp_path: Path
     assert final["accept"] > first["accept"] + 0.1
     assert final["agree"] > first["agree"] + 0.1
     measured = [r for r in records if "valid_accepted" in r]
-    assert measured[-1]["valid_accepted"] > at_first
+    assert [r["step"] for r in measured] == [0, 75, 150]
+    assert measured[-1]["valid_accepted"] > measured[0]["valid_accepted"]
     assert measured[-1]["samples"]
     assert any("drafts accepted in a row" in text for text in teller.told)
 
@@ -262,14 +259,6 @@ def test_it_learns_to_draft_what_the_base_would_write(data: Path, tmp_path: Path
         m.backend.forward([Pass(m.backend.new_context(16), text, "all")])[0].encode for m in (model, base)
     )
     np.testing.assert_array_equal(ours, theirs)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(complete(folder)[-1] / "training_state" / "weights.safetensors") | load_file(
-        complete(folder)[-1] / "adapter_model.safetensors"
-    )
 
 
 def test_a_run_in_slices_is_the_run_in_one_go(data: Path, tmp_path: Path) -> None:
@@ -289,14 +278,9 @@ def test_a_run_in_slices_is_the_run_in_one_go(data: Path, tmp_path: Path) -> Non
 
 
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(recipe(data, train={"steps": 2}).model_dump(mode="json")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += ["-m", "redraft.cli", "adapt", str(path), "--out", str(tmp_path / "two"), "--plain"]
-    environment = os.environ | {"PYTHONPATH": str(Path(redraft.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    adapt(recipe(data, train={"steps": 2}), tmp_path / "one")
+    own = recipe(data, train={"steps": 2})
+    finish(torchrun(own, tmp_path / "two"))
+    adapt(own, tmp_path / "one")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
@@ -333,6 +317,20 @@ def test_what_cannot_be_is_told_before_training(
     with pytest.raises(RequestError, match=line) as caught:
         Adaptation(recipe(data, **changes), tmp_path / "run", resume=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_base_of_another_kind_is_refused_and_the_known_kinds_named(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 300}))
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
+    toy = recipe(data, base={"name": str(folder)})
+    with pytest.raises(
+        RequestError, match="gpt2.* is not supported; redraft reads .*Llama.*Qwen2.*Qwen3"
+    ) as told:
+        Adaptation(toy, tmp_path / "run", resume=False)
+    assert "\n" not in str(told.value)
 
 
 def test_mask_and_null_are_tokens_that_no_text_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,10 @@ so that a Llama, Qwen2 or Qwen3 file loads without renaming.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,9 @@ from torch import Tensor, nn
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.rotary import frequencies
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 MASKED = -1e30  # finite: a padding row that sees nothing then averages garbage in place of giving NaN
 
@@ -58,11 +64,13 @@ class Visibility:
     """What the rows of one pass may attend to, in one of two equivalent forms.
 
     dense: additive float mask [B, 1, T, S + T] over the S cached and the T present rows.
+    flex: the same as FlexAttention's block mask, which skips blocks that are masked.
     clean, canvas: the same for training rows laid out as L clean rows followed by N canvases of C slots each,
     without the products that are masked anyway: clean [B, 1, L, L], canvas [B * N, 1, C, L + C].
     """
 
     dense: Tensor | None = None
+    flex: BlockMask | None = None
     clean: Tensor | None = None
     canvas: Tensor | None = None
 
@@ -93,11 +101,15 @@ class Attention(nn.Module):
         """x [B, T, hidden] -> (out [B, T, hidden], the present rows' (k, v), each [B, T, kv_heads, head_dim])."""
         batch, rows, _ = x.shape
         q, k, v = self.project(x, cos, sin)
-        if visible.dense is not None:
+        if visible.clean is None:
             keys, values = (
                 (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
             )
-            out = self._attend(q, keys, values, visible.dense)
+            if visible.flex is not None:
+                out = attend_flex(q, keys, values, visible.flex)
+            else:
+                assert visible.dense is not None
+                out = self._attend(q, keys, values, visible.dense)
         else:
             out = self._attend_split(q, k, v, visible)
         return self.o_proj(out.reshape(batch, rows, -1)), (k, v)
@@ -141,6 +153,24 @@ class Attention(nn.Module):
 
         noisy = self._attend(per_canvas(q).flatten(0, 1), with_clean(k), with_clean(v), visible.canvas)
         return torch.cat((clean, noisy.reshape(batch, canvases * slots, *q.shape[2:])), 1)
+
+
+@lru_cache(maxsize=2)
+def _flex(compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention  # its import takes long
+
+    if not compiled:
+        return flex_attention
+    return torch.compile(flex_attention)
+
+
+def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Heads [B, T, H, D] in, [B, T, H, D] out. On a CPU the reference, which leaves nothing out."""
+    run = _flex(q.is_cuda and not torch.compiler.is_compiling())
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    out = run(*heads, block_mask=mask, enable_gqa=q.shape[2] != k.shape[2])
+    assert isinstance(out, Tensor)
+    return out.transpose(1, 2)
 
 
 class FeedForward(nn.Module):

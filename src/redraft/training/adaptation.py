@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,21 @@ from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS
 from redraft.errors import RedraftError, RequestError
 from redraft.hub.runs import complete
 from redraft.training import adaptation_start as start
-from redraft.training import checkpoints, metrics, optim
+from redraft.training import checkpoints, metrics, optim, portable, sharding
 from redraft.training.adaptation_batch import AdaptBatch, build
 from redraft.training.adaptation_canvases import Tokens
-from redraft.training.adaptation_objective import AdaptationObjective, accepted
+from redraft.training.adaptation_objective import NAMES, AdaptationObjective, Sums, accepted
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.adaptation_samples import Sampler, sampler
+from redraft.training.answers import make_answers
 from redraft.training.checkpoints import Stored, TrainingState
+from redraft.training.distributed import device_for, make_once
 from redraft.training.flops import FORMULA, Work
-from redraft.training.loop import Loop, Reporter
+from redraft.training.loop import Loop, Reporter, Silent
 from redraft.training.packing import Rows
 from redraft.training.start import training_rows
 
 DRAFT, HOLE = 0, 3  # states of a canvas, see adaptation_canvases.draw
-WEIGHT, TAUGHT, FILL_COUNT = 3, 4, 6  # places in adaptation_objective.Sums
 
 
 class Adaptation(Loop):
@@ -51,7 +53,8 @@ class Adaptation(Loop):
         self.pause_after = None if train.slice_minutes is None else 60 * train.slice_minutes
         start.check(recipe, self.world.size)
         base = start.find_base(recipe)
-        start.check_data(recipe, base.path)
+        start.check_tokenizer(recipe, base)
+        start.check_amount(recipe)
         self.rows, self.valid = training_rows(recipe), start.held_out_rows(recipe)
         self._make_folder(resume)
         self.model = start.network(recipe, base, self.world.device)
@@ -67,15 +70,25 @@ class Adaptation(Loop):
         assert config.mask_token_id is not None
         assert config.null_token_id is not None
         self.tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
-        self.objective = AdaptationObjective(self.model, recipe.losses)
-        if train.compile:
-            for layer in self.model.model.layers:
-                layer.compile()
+        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex)
+        self._make_it_fit()
         self.work = Work.of(self.model)
         self.begin(self.state.seconds)
         self.micro_rows = train.micro_rows or self._probe()
         if train.peak_tflops:
             self.reporter.message(FORMULA)
+
+    def _make_it_fit(self) -> None:
+        """Compiles layers, lets them run twice and shares them out, as the recipe says."""
+        train = self.recipe.train
+        if train.compile:
+            for layer in self.model.model.layers:
+                layer.forward = torch.compile(layer.forward)
+        if train.recompute:
+            sharding.recompute(self.model)
+        self.sharded = train.shard and self.world.size > 1
+        if self.sharded:
+            sharding.shard(self.model, self.world)
 
     def _resume(self) -> None:
         """The average is what a checkpoint shows of itself; the weights being trained lie beside it."""
@@ -84,7 +97,7 @@ class Adaptation(Loop):
         adapters.read_into(adapter, folder / ADAPTER_WEIGHTS)
         self.state.ema.shadow = {k: v.detach().clone() for k, v in adapter.state_dict().items()}
         try:
-            adapter.load_state_dict(stored.weights)
+            adapter.load_state_dict(stored.weights or adapter.state_dict())
         except RuntimeError:
             raise RequestError(f"{folder} is of another adapter than the recipe's: start anew") from None
         stored.restore(self.state)
@@ -95,9 +108,9 @@ class Adaptation(Loop):
     # -- one step ---------------------------------------------------------------------------------------------
 
     @property
-    def drafting(self) -> str:
-        """The divergence that drafts learn by at this point of the run."""
-        return "kl" if self.progress < self.recipe.losses.kl_share else "acceptance"
+    def factors(self) -> dict[str, float]:
+        """Of the losses at this point of the run."""
+        return self.recipe.losses.at(self.progress)
 
     def batch(self, rows: range) -> AdaptBatch:
         """These rows of the step."""
@@ -153,6 +166,11 @@ class Adaptation(Loop):
                 return self._accumulate(batch, divisors)
             except torch.OutOfMemoryError:
                 self.state.optimizers[0].zero_grad(set_to_none=True)
+                if self.sharded:  # the other processes wait for this one's share in the pass that failed
+                    raise RedraftError(
+                        f"out of memory with {self.micro_rows} rows at a time: set train.micro_rows lower and go on "
+                        "with --resume"
+                    ) from None
                 if self.micro_rows == 1:
                     raise RedraftError(
                         "one row of clean text with its canvases doesn't fit into memory: lower train.row_length or "
@@ -164,32 +182,32 @@ class Adaptation(Loop):
             self.reporter.message(f"out of memory: going on with {self.micro_rows} rows at a time")
 
     def _accumulate(self, batch: AdaptBatch, divisors: tuple[float, float, float]) -> np.ndarray:
-        sums, rows = np.zeros(9), len(batch.clean)
+        sums, rows = np.zeros(len(NAMES)), len(batch.clean)
         for first in range(0, rows, self.micro_rows):
             with self._autocast():
                 found = self.objective(batch.part(first, first + self.micro_rows))
-                self.objective.total(found, divisors, self.drafting).backward()
+                self.objective.total(found, divisors, self.factors).backward()
             sums += found.detached()
         return sums
 
     def _told(self, totals: list[float]) -> dict[str, float]:
         """Metrics of a step from its sums over all processes."""
-        ce, kl, rejected, weight, taught, fill, fill_count, agreed, against = totals[:9]
-        clean, canvas, supervised = totals[9:12]
-        weight, taught, fill_count = (max(x, 1e-9) for x in (weight, taught, fill_count))
-        s = self.recipe.losses
-        divergence = s.kl * kl if self.drafting == "kl" else s.acceptance * rejected
+        sums = dict(zip(NAMES, totals, strict=False))
+        clean, canvas, supervised = totals[len(NAMES) : len(NAMES) + 3]
+        divisors = sums["weight"], sums["taught"], sums["fill_count"]
+        found = Sums(*map(torch.tensor, sums.values()))
+        weight, taught, fill_count = (max(x, 1e-9) for x in divisors)
         return {
-            "loss": s.ce * ce / weight + divergence / taught + s.fill * fill / fill_count,
-            "ce": ce / weight,
-            "kl": kl / taught,
-            "accept": 1 - rejected / taught,
-            "agree": agreed / max(against, 1.0),
-            "fill": fill / fill_count,
+            "loss": float(self.objective.total(found, divisors, self.factors)),
+            "ce": sums["ce"] / weight,
+            "kl": sums["kl"] / taught,
+            "accept": 1 - sums["rejected"] / taught,
+            "agree": sums["agreed"] / max(sums["against"], 1.0),
+            "fill": sums["fill"] / fill_count,
             "tokens": clean,
             "canvas_rows": canvas,
             "supervised": supervised,
-            "taught": against,
+            "taught": sums["against"],
         }
 
     def derived(self, window: list[dict[str, float]], seconds: float) -> dict[str, float]:
@@ -205,7 +223,7 @@ class Adaptation(Loop):
     def _probe(self) -> int:
         """On a GPU the rows that a pass forward and back takes without running out of memory, by doubling."""
         rows = len(self.world.share(self.recipe.train.batch_rows))
-        if self.world.device.type != "cuda":
+        if self.world.device.type != "cuda" or self.sharded:
             return rows
         fits, self.micro_rows = 1, 1
         while True:
@@ -223,6 +241,12 @@ class Adaptation(Loop):
         self.reporter.message(f"{fits} rows at a time fit into memory")
         return fits
 
+    def train(self, sampler: Any = None) -> Path:
+        """As Loop.train; a run that begins is measured before its first step."""
+        if self.state.step == 0:
+            self.evaluate(None)
+        return super().train(sampler)
+
     # -- beside the steps -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -239,17 +263,18 @@ class Adaptation(Loop):
     def evaluate(self, sampler: Sampler | None) -> None:
         """Of the average, on held-out text: accepted drafts in a row of canvases that show nothing, and cross-entropy
         of holes; then the recipe's prompts answered and verified. On the first process alone."""
-        if self.world.first:
-            with self.averaged(), torch.no_grad():
-                self._evaluate(sampler)
-        self.world.wait()
+        with sharding.whole(self.model):
+            if self.world.first:
+                with self.averaged(), torch.no_grad():
+                    self._evaluate(sampler)
+            self.world.wait()
 
     def _evaluate(self, sampler: Sampler | None) -> None:
         record: dict[str, Any] = {"step": self.state.step, "seconds": round(self.seconds, 1)}
         if self.valid is not None:
             runs = np.concatenate([accepted(self.objective, b) for b in self._held_out(DRAFT)])
-            holes = [self.objective(b).detached() for b in self._held_out(HOLE)]
-            fill, count = (sum(float(h[i]) for h in holes) for i in (FILL_COUNT - 1, FILL_COUNT))
+            holes = [self.objective(b) for b in self._held_out(HOLE)]
+            fill, count = (sum(float(getattr(h, n)) for h in holes) for n in ("fill", "fill_count"))
             record["valid_accepted"] = float(runs.mean()) if len(runs) else 0.0
             record["valid_fill"] = fill / max(count, 1.0)
             self.reporter.message(
@@ -286,7 +311,27 @@ class Adaptation(Loop):
 
             with self.averaged():
                 checkpoints.write_step(self.folder, state.step, self.recipe.train.keep, fill)
+            if self.recipe.train.portable:
+                carried = partial(
+                    portable.fill, state, self.model.config, Path(self.recipe.data), self.resolved
+                )
+                checkpoints.write_step(self.folder / portable.FOLDER, state.step, 1, carried)
         self.world.wait()
+
+
+def _answers(recipe: AdaptRecipe, reporter: Reporter) -> None:
+    """The corpus of the AR self's answers, or as much of it as a slice has time for."""
+    assert recipe.answers is not None
+    train = recipe.train
+    start.check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    start.check_tokenizer(recipe, base := start.find_base(recipe))
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    model = start.network(recipe, base, device_for(train.device))
+    limit = None if train.slice_minutes is None else 60 * train.slice_minutes
+    sources, data = recipe.prompt_sources(), Path(recipe.data)
+    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, reporter.message):
+        reporter.message(f"{recipe.answers.out} isn't complete yet: run the same command again")
 
 
 def adapt(
@@ -300,5 +345,9 @@ def adapt(
     Raises RequestError for what the recipe, the base or the data get wrong, RedraftError when the run itself fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if recipe.answers is not None:
+        make_once(recipe.answers.out, lambda: _answers(recipe, reporter or Silent()))
+        if not (Path(recipe.answers.out) / "train.json").exists():  # this session's time was over
+            return Path(recipe.answers.out)
     run = Adaptation(recipe, folder or Path("runs") / recipe.name, resume, reporter)
     return run.train(sampler(recipe))

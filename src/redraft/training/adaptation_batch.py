@@ -17,12 +17,14 @@ from redraft.training.packing import Row, Rows
 class AdaptBatch:
     """B rows of L clean tokens with N canvases of C slots each.
 
-    clean, positions: int64 [B, L]; clean_visible: bool [B, L, L]. The rest as in Drafts with B in front, and
-    slot_positions int64 [B, N, C]; canvas_visible: bool [B, N, C, L + C], what each slot sees of text and canvas.
+    clean, positions, clean_document (-1: padding): int64 [B, L]; clean_visible: bool [B, L, L]. The rest as in Drafts
+    with B in front, and slot_positions int64 [B, N, C]; canvas_visible: bool [B, N, C, L + C], what each slot sees of
+    text and canvas.
     """
 
     clean: np.ndarray
     positions: np.ndarray
+    clean_document: np.ndarray
     clean_visible: np.ndarray
     shown: np.ndarray
     target: np.ndarray
@@ -88,6 +90,7 @@ def _arrays(row: Row, drafts: Drafts, length: int) -> tuple[np.ndarray, ...]:
     return (
         row.tokens,
         row.position,
+        row.document,
         clean_visible,
         drafts.shown,
         drafts.target,

@@ -6,7 +6,9 @@ the canvases see, their logits what canvases are taught. Then all canvas rows ru
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,48 +19,79 @@ from torch.utils.checkpoint import checkpoint
 from redraft.denoiser.adapters import canvas_rows
 from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.adaptation_batch import AdaptBatch
+from redraft.training.adaptation_masks import dense, flex_masks
 from redraft.training.adaptation_recipe import Losses
 
 CHUNK = 4096  # rows whose logits exist at once: 4096 * 49,152 * 4 bytes is 0.8 GB
+FORGIVEN = 0.8  # factor a slot on the losses behind the first draft that fails (Draft-OPD)
+KEPT = 1024  # with no more rows than this logits are kept for the gradient
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over slots, which add up over micro-batches and processes. weight, fill_count: what to divide by; taught:
-    the weight of slots with a teacher. agreed: slots (of `against`) where the likeliest token is the AR self's."""
+    """Sums over slots, which add up over micro-batches and processes.
+
+    Losses: ce, kl, rejected (total variation), aligned (1 - cosine of hidden states), live (KL one way or the other,
+    by where a draft fails), entropy, fill. weight, fill_count: what to divide by; taught: the weight of slots with a
+    teacher. agreed: slots (of `against`) where the likeliest token is the AR self's.
+    """
 
     ce: Tensor
     kl: Tensor
     rejected: Tensor
-    weight: Tensor
-    taught: Tensor
+    aligned: Tensor
+    live: Tensor
+    entropy: Tensor
     fill: Tensor
-    fill_count: Tensor
     agreed: Tensor
     against: Tensor
+    weight: Tensor
+    taught: Tensor
+    fill_count: Tensor
 
     def detached(self) -> np.ndarray:
-        """float64 [9], in the order of the fields."""
-        return np.array([float(getattr(self, f.name).detach()) for f in fields(self)])
+        """float64, in the order of NAMES."""
+        return np.array([float(getattr(self, name).detach()) for name in NAMES])
+
+
+NAMES = tuple(f.name for f in fields(Sums))
+COMPUTED = NAMES[:9]  # of logits; the others are known from the batch
+BY_WEIGHT = {"ce": "weight", "fill": "fill_count"}  # what a loss is divided by; the rest by `taught`
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Supervised slots, n of them: hidden states of the canvas rows and of the clean rows that predict the same token,
-    each [n, hidden]; target int64 [n]; weight, fill, taught: float32 [n]."""
+    """Supervised slots, n of them, canvas after canvas: hidden states of the canvas rows [n, hidden]; row: which of
+    the clean rows predicts the same token, target, number (of the slot's canvas), slot (in it): int64 [n]; weight,
+    fill, taught: float32 [n]. clean: hidden states of all clean rows, [B * L, hidden]: several canvases may cover a
+    token, and its teacher runs once."""
 
     canvas: Tensor
-    clean: Tensor
+    row: Tensor
     target: Tensor
+    number: Tensor
+    slot: Tensor
     weight: Tensor
     fill: Tensor
     taught: Tensor
+    clean: Tensor
+
+    def portions(self) -> Iterator[Pairs]:
+        """Whole canvases of about CHUNK slots together."""
+        ends = list(range(CHUNK, len(self.target), CHUNK))
+        cuts = torch.searchsorted(self.number, self.number[ends]).tolist() if ends else []
+        for start, end in pairwise([0, *cuts, len(self.target)]):
+            if end > start:
+                slots = {f.name: getattr(self, f.name)[start:end] for f in fields(self)[:-1]}
+                yield Pairs(**slots, clean=self.clean)
 
 
 class AdaptationObjective(nn.Module):
-    def __init__(self, model: Denoiser, settings: Losses) -> None:
+    """flex: attention by FlexAttention's block masks, which are the dense masks, what is masked left out."""
+
+    def __init__(self, model: Denoiser, settings: Losses, flex: bool = False) -> None:
         super().__init__()
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.flex = model, settings, flex
 
     def hidden(self, batch: AdaptBatch) -> tuple[Tensor, Tensor]:
         """Final hidden states: of the clean rows [B, L, hidden], and of the canvas rows [B, N, C, hidden]."""
@@ -69,15 +102,18 @@ class AdaptationObjective(nn.Module):
             return torch.from_numpy(array).to(device)
 
         rows, canvases, slots = batch.shown.shape
+        if self.flex:
+            text, own = (Visibility(flex=mask) for mask in flex_masks(batch, device))
+        else:
+            text = Visibility(dense=Visibility.additive(to(batch.clean_visible)[:, None]))
+            own = Visibility(dense=Visibility.additive(dense(to(batch.canvas_visible))[:, None]))
         with torch.no_grad():
-            seen = Visibility(dense=Visibility.additive(to(batch.clean_visible)[:, None]))
-            clean, past = model(to(batch.clean), to(batch.positions), seen)
-        seen = Visibility(dense=Visibility.additive(dense(to(batch.canvas_visible))[:, None]))
+            clean, past = model(to(batch.clean), to(batch.positions), text)
         with canvas_rows(model, True, to(batch.locked.reshape(rows, -1))):
             drafted, _ = model(
                 to(batch.shown.reshape(rows, -1)),
                 to(batch.slot_positions.reshape(rows, -1)),
-                seen,
+                own,
                 past=past,
             )
         return clean, drafted.unflatten(1, (canvases, slots))
@@ -86,13 +122,15 @@ class AdaptationObjective(nn.Module):
         """The slots that the batch supervises."""
         clean, drafted = self.hidden(batch)
         device = clean.device
-        wanted = torch.from_numpy((batch.weight > 0) | (batch.fill > 0)).to(device)
+        supervised = (batch.weight > 0) | (batch.fill > 0)
+        wanted = torch.from_numpy(supervised).to(device)
+        row, canvas, slot = np.nonzero(supervised)
         if (
             self.model.config.shift
         ):  # slot j is predicted by the row before it; slot 0 by a clean row, not here
             drafted = torch.cat((drafted[:, :, :1], drafted[:, :, :-1]), 2)
         teacher = torch.from_numpy(batch.teacher).to(device)
-        row = torch.arange(len(batch.clean), device=device)[:, None, None].expand_as(teacher)
+        rows = torch.from_numpy(row).to(device)
 
         def pick(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)[wanted]
@@ -100,52 +138,71 @@ class AdaptationObjective(nn.Module):
         taught = teacher[wanted]
         return Pairs(
             canvas=drafted[wanted],
-            clean=clean[row[wanted], taught.clamp(min=0)],
+            row=rows * clean.shape[1] + taught.clamp(min=0),
             target=pick(batch.target),
+            number=torch.from_numpy(row * batch.shown.shape[1] + canvas).to(device),
+            slot=torch.from_numpy(slot).to(device),
             weight=pick(batch.weight),
             fill=pick(batch.fill),
             taught=(taught >= 0).float(),
+            clean=clean.flatten(0, 1),
         )
 
     def forward(self, batch: AdaptBatch) -> Sums:
-        """Sums of all losses; which of them count is `total`'s business."""
+        """Sums of all losses that the settings ever use; which of them count is `total`'s business."""
         pairs = self.pairs(batch)
-        totals: list[Tensor] = [pairs.canvas.new_zeros((), dtype=torch.float32) for _ in range(6)]
-        for start in range(0, len(pairs.target), CHUNK):
-            part = [getattr(pairs, f.name)[start : start + CHUNK] for f in fields(pairs)]
-            # Logits are computed anew for the gradient: kept, they would be most of the memory.
-            found = checkpoint(self._chunk, *part, use_reentrant=False)
-            totals = [a + b for a, b in zip(totals, found, strict=True)]
-        ce, kl, rejected, fill, agreed, against = totals
+        totals = pairs.canvas.new_zeros(len(COMPUTED), dtype=torch.float32)
+        for part in pairs.portions():
+            given = [getattr(part, f.name) for f in fields(part)]
+            if len(pairs.target) <= KEPT:
+                totals = totals + self._chunk(*given)
+            else:  # computed anew for the gradient: logits kept would be most of the memory
+                totals = totals + checkpoint(self._chunk, *given, use_reentrant=False)
         return Sums(
-            ce=ce,
-            kl=kl,
-            rejected=rejected,
+            **dict(zip(COMPUTED, totals, strict=True)),
             weight=pairs.weight.sum(),
             taught=(pairs.weight * pairs.taught).sum(),
-            fill=fill,
             fill_count=pairs.fill.sum(),
-            agreed=agreed,
-            against=against,
         )
 
-    def _chunk(
-        self, canvas: Tensor, clean: Tensor, target: Tensor, weight: Tensor, fill: Tensor, taught: Tensor
-    ) -> tuple[Tensor, ...]:
-        logits = self.model.logits(canvas).float()
-        each = F.cross_entropy(logits, target, reduction="none")
-        theirs = self.teacher(clean)
-        learning = weight * taught
-        kl, rejected = divergences(logits, theirs)
-        said = (logits.argmax(-1) == theirs.argmax(-1)) & (learning > 0)
-        return (
-            (weight * each).sum(),
-            (learning * kl).sum(),
-            (learning * rejected).sum(),
-            (fill * each).sum(),
-            said.sum().float(),
-            (learning > 0).sum().float(),
+    def _chunk(self, *given: Tensor) -> Tensor:
+        """The sums named in COMPUTED, float32."""
+        part, used = Pairs(*given), self.settings
+        logits = self.model.logits(part.canvas).float()
+        log_p, log_q = self.taught_by(part), F.log_softmax(logits, -1)
+        learning = part.weight * part.taught
+        each = -log_q.gather(1, part.target[:, None])[:, 0]
+        kl, rejected = divergences(log_q, log_p)
+        same = logits.argmax(-1) == log_p.argmax(-1)
+        none = torch.zeros_like(kl)
+        aligned = live = entropy = none
+        if used.hidden:
+            theirs = part.clean[part.row].float()
+            aligned = 1 - F.cosine_similarity(part.canvas.float(), theirs, dim=-1)
+        if used.on_policy:
+            behind = behind_failure(part, same)
+            reverse = divergences(log_p, log_q)[0] * FORGIVEN ** behind.clamp(min=1)
+            live = torch.where(behind > 0, reverse, kl)
+        if used.sharpen:
+            entropy = torch.where(same, -(log_q.exp() * log_q).sum(-1), none)
+        counted = learning > 0
+        sums = (
+            part.weight * each,
+            learning * kl,
+            learning * rejected,
+            learning * aligned,
+            learning * live,
+            learning * entropy,
+            part.fill * each,
+            same & counted,
+            counted,
         )
+        return torch.stack([x.float().sum() for x in sums])
+
+    def taught_by(self, pairs: Pairs) -> Tensor:
+        """The AR self's log-probabilities of each slot, float32 [n, V]."""
+        rows, inverse = pairs.row.unique(return_inverse=True)
+        return F.log_softmax(self.teacher(pairs.clean[rows]), -1)[inverse]
 
     @torch.no_grad()
     def teacher(self, clean: Tensor) -> Tensor:
@@ -155,34 +212,36 @@ class AdaptationObjective(nn.Module):
             logits[:, token] = torch.finfo(logits.dtype).min / 2
         return logits
 
-    def total(self, sums: Sums, divisors: tuple[float, float, float], drafting: str) -> Tensor:
-        """The loss. divisors: of weight, taught and fill_count, over the whole step. drafting: "kl" or "acceptance"."""
-        weight, taught, fill = (max(d, 1e-9) for d in divisors)
-        s = self.settings
-        divergence = s.kl * sums.kl if drafting == "kl" else s.acceptance * sums.rejected
-        return s.ce * sums.ce / weight + divergence / taught + s.fill * sums.fill / fill
+    def total(self, sums: Sums, divisors: tuple[float, float, float], factors: Mapping[str, float]) -> Tensor:
+        """The loss. divisors: of weight, taught and fill_count, over the whole step. factors: Losses.at."""
+        over = dict(zip(("weight", "taught", "fill_count"), divisors, strict=True))
+        loss = sums.ce.new_zeros(())
+        for name, factor in factors.items():
+            if factor:  # the gradient of a term that doesn't count would still be computed
+                divisor = max(over[BY_WEIGHT.get(name, "taught")], 1e-9)
+                loss = loss + factor * getattr(sums, name) / divisor
+        return loss
 
 
-def divergences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(theirs || ours) and the total variation between them, of logits [n, V]: nats and 0..1, each [n].
+def behind_failure(pairs: Pairs, same: Tensor) -> Tensor:
+    """How many slots behind its canvas's first failing draft a slot is, int64 [n]; 0 or less up to there.
+
+    same: bool [n], whether a slot's likeliest token is the AR self's. Slots without a teacher can't fail.
+    """
+    failing = ~same & (pairs.taught > 0)
+    none = torch.iinfo(torch.int64).max // 2
+    first = pairs.slot.new_full((int(pairs.number.max()) + 1,), none)
+    first = first.scatter_reduce(0, pairs.number, torch.where(failing, pairs.slot, none), "amin")
+    return pairs.slot - first[pairs.number]
+
+
+def divergences(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) and the total variation between them, of log-probabilities [n, V]: nats and 0..1, each [n].
 
     1 - TV is the chance that speculative sampling accepts a token drawn from ours (Leviathan et al., 2023).
     """
-    log_p, log_q = F.log_softmax(theirs, -1), F.log_softmax(ours, -1)
     p = log_p.exp()
     return (p * (log_p - log_q)).sum(-1), 0.5 * (p - log_q.exp()).abs().sum(-1)
-
-
-def dense(canvas_visible: Tensor) -> Tensor:
-    """bool [B, N, C, L + C] to [B, N * C, L + N * C]: canvases side by side, each blind to the others."""
-    rows, canvases, slots, width = canvas_visible.shape
-    length = width - slots
-    out = canvas_visible.new_zeros(rows, canvases, slots, length + canvases * slots)
-    out[..., :length] = canvas_visible[..., :length]
-    own = out[..., length:].unflatten(-1, (canvases, slots))
-    each = torch.arange(canvases, device=out.device)
-    own[:, each, :, each] = canvas_visible[..., length:].transpose(0, 1)
-    return out.flatten(1, 2)
 
 
 @torch.no_grad()
@@ -196,10 +255,9 @@ def accepted(objective: AdaptationObjective, batch: AdaptBatch) -> np.ndarray:
     agree = torch.zeros(batch.shown.shape, dtype=torch.bool)
     wanted = torch.from_numpy((batch.weight > 0) | (batch.fill > 0))
     same = []
-    for start in range(0, len(pairs.target), CHUNK):
-        part = slice(start, start + CHUNK)
-        ours = objective.model.logits(pairs.canvas[part]).argmax(-1)
-        same.append((ours == objective.teacher(pairs.clean[part]).argmax(-1)) & (pairs.taught[part] > 0))
+    for part in pairs.portions():
+        ours, theirs = objective.model.logits(part.canvas).argmax(-1), objective.taught_by(part)
+        same.append((ours == theirs.argmax(-1)) & (part.taught > 0))
     if same:
         agree[wanted] = torch.cat(same).cpu()
     run = agree[:, :, 1:].long().cumprod(-1).sum(-1).numpy()

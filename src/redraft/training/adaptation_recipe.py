@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, load, read, read_yaml
+from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, Source, load, read, read_yaml
 
 
 class Base(Section):
@@ -30,6 +31,24 @@ class AdapterSettings(Section):
     null_token: str | None = None
 
 
+class Answers(Section):
+    """A corpus of what the AR self answers to prompts, made by the engine before training unless it is there.
+
+    out: its folder; it is trained on unless the mixture says otherwise, and its holdout is what drafts are measured on.
+    sources: where prompts come from (see training.answers), by default those of `prepare`. longest, tokens: of a
+    prompt and of an answer, at most. temperatures: prompts take turns; 0 is greedy. batch: answers written at once.
+    """
+
+    out: str
+    sources: list[Source] = Field(default=[])
+    prompts: int = Field(default=4096, ge=1)
+    longest: int = Field(default=256, ge=1)
+    tokens: int = Field(default=256, ge=2)
+    temperatures: list[Annotated[float, Field(ge=0)]] = Field(default=[0.0], min_length=1)
+    batch: int = Field(default=64, ge=1)
+    holdout: int = Field(default=64, ge=0)
+
+
 class States(Section):
     """What the canvases of training show. length: slots of a canvas; per_row: canvases over a row of clean text.
 
@@ -51,6 +70,12 @@ class Losses(Section):
     to what the AR self predicts there: kl * KL(AR self || canvas) for the first `kl_share` of the run, then
     acceptance * (1 - overlap), the chance that a draft is rejected. Slot k after the visible prefix weighs
     exp(-k / decay). On the others, which see further text than the AR self does: fill * cross-entropy.
+
+    Off by default: hidden * (1 - cosine) of final hidden states to the AR self's, which falls to 0 over the first half
+    of the run; for the last share `on_policy` of the run the divergence by where a live draft would fail (up to there
+    KL(AR self || canvas), behind it KL(canvas || AR self) * 0.8^k; Draft-OPD, arXiv 2605.29343); sharpen * entropy
+    where the likeliest token is the AR self's, for the last `sharpen_share` of the run (CAP, LLaDA2.0), which makes
+    canvases surer and their doubt less true.
     """
 
     ce: float = Field(default=0.1, ge=0)
@@ -59,6 +84,25 @@ class Losses(Section):
     kl_share: Share = 0.15
     decay: float = Field(default=7.0, gt=0)
     fill: float = Field(default=0.5, ge=0)
+    hidden: float = Field(default=0.0, ge=0)
+    on_policy: Share = 0.0
+    sharpen: float = Field(default=0.0, ge=0)
+    sharpen_share: Share = 0.1
+
+    def at(self, progress: float) -> dict[str, float]:
+        """Factors of the losses' sums (see adaptation_objective.Sums) at this point of the run, 0..1."""
+        divergence = "rejected" if progress >= self.kl_share else "kl"
+        if progress >= 1 - self.on_policy and self.on_policy:
+            divergence = "live"
+        strength = self.acceptance if divergence == "rejected" else self.kl
+        sharp = self.sharpen if progress >= 1 - self.sharpen_share else 0.0
+        return {
+            "ce": self.ce,
+            divergence: strength,
+            "aligned": self.hidden * max(0.0, 1 - 2 * progress),
+            "entropy": sharp,
+            "fill": self.fill,
+        }
 
 
 class Adam(Section):
@@ -77,6 +121,10 @@ class AdaptTrain(Section):
     GPU as many as a probe finds to fit, else all. minutes: wall-clock budget of the whole run, which the schedule
     follows. slice_minutes: after so many a session ends with a checkpoint, and --resume goes on. peak_tflops: the
     device's, from which model FLOPs utilization is told.
+
+    shard: of several processes each holds a share of the base alone (FSDP2), not all of it. recompute: layers run a
+    second time for their gradients and keep nothing (gradient checkpointing). flex: attention skips what is masked
+    (FlexAttention, for GPUs). portable: beside each checkpoint a copy for another machine, see training.portable.
     """
 
     steps: int = Field(default=2000, ge=1)
@@ -89,6 +137,10 @@ class AdaptTrain(Section):
     threads: int | None = Field(default=None, ge=1)
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
     compile: bool = False
+    shard: bool = False
+    recompute: bool = False
+    flex: bool = False
+    portable: bool = False
     peak_tflops: float | None = Field(default=None, gt=0)
     log_every: int = Field(default=10, ge=1)
     evaluate_every: int = Field(default=200, ge=1)
@@ -107,6 +159,7 @@ class AdaptRecipe(Section):
     data: str
     prepare: Prepare | None = None
     mixture: list[Mixture] = Field(default=[])
+    answers: Answers | None = None
     adapter: AdapterSettings = AdapterSettings()
     canvas: States = States()
     losses: Losses = Losses()
@@ -114,7 +167,13 @@ class AdaptRecipe(Section):
     train: AdaptTrain = AdaptTrain()
 
     def corpora(self) -> list[Mixture]:
-        return self.mixture or [Mixture(path=self.data)]
+        own = self.data if self.answers is None else self.answers.out
+        return self.mixture or [Mixture(path=own)]
+
+    def prompt_sources(self) -> list[Source]:
+        """Where the prompts of `answers` come from."""
+        own = [] if self.answers is None else self.answers.sources
+        return own or ([] if self.prepare is None else self.prepare.sources)
 
 
 def load_adaptation(path: str | Path, overrides: list[str] | None = None) -> AdaptRecipe:

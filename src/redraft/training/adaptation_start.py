@@ -29,13 +29,24 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
         raise RequestError("canvas.length must not exceed train.row_length")
     if train.batch_rows < processes:
         raise RequestError(f"train.batch_rows must be at least the number of processes, {processes}")
+    if train.shard and train.batch_rows % processes:
+        raise RequestError(
+            f"train.shard needs as many rows on each process: make train.batch_rows a multiple of {processes}"
+        )
+    answers = recipe.answers
+    if answers and answers.longest + answers.tokens > train.row_length:
+        raise RequestError(
+            "answers.longest and answers.tokens together must not exceed train.row_length: they share a row"
+        )
+    if answers and not recipe.prompt_sources():
+        raise RequestError("answers needs prompts: name sources in answers or in prepare")
     if not (recipe.losses.ce or recipe.losses.kl or recipe.losses.acceptance or recipe.losses.fill):
         raise RequestError("losses: all weights are 0, so there is nothing to learn")
 
 
-def check_data(recipe: AdaptRecipe, base: Path) -> None:
-    """Raises RequestError for data of another tokenizer than the base's, or too little of it for one batch."""
-    data, train = Path(recipe.data), recipe.train
+def check_tokenizer(recipe: AdaptRecipe, found: ModelFolder) -> None:
+    """Raises RequestError for data of another tokenizer than the base's."""
+    data, base = Path(recipe.data), found.path
     if not (base / TOKENIZER).exists():
         raise RequestError(f"the base {base} has no {TOKENIZER}: not a complete model directory")
     if not (data / TOKENIZER).exists():
@@ -44,6 +55,11 @@ def check_data(recipe: AdaptRecipe, base: Path) -> None:
         raise RequestError(
             f"{data} was prepared with another tokenizer than the base's: set prepare.tokenizer to {recipe.base.name}"
         )
+
+
+def check_amount(recipe: AdaptRecipe) -> None:
+    """Raises RequestError for less data than one batch takes."""
+    train = recipe.train
     held = sum(Corpus(part.path, "train").about["tokens"] for part in recipe.corpora())
     if held < train.batch_rows * train.row_length:
         raise RequestError(
@@ -121,7 +137,7 @@ def find_base(recipe: AdaptRecipe) -> ModelFolder:
 
 
 def held_out_rows(recipe: AdaptRecipe) -> Rows | None:
-    """Rows of the holdout, None without one."""
-    valid = Corpus(recipe.data, "valid")
+    """Rows of the holdout, of answers where the recipe has them; None without one."""
+    valid = Corpus(recipe.data if recipe.answers is None else recipe.answers.out, "valid")
     usable = len(valid) and int(np.max(valid.lengths)) > 2
     return Rows([valid], [1.0], recipe.train.row_length, recipe.train.seed) if usable else None

@@ -123,7 +123,8 @@ def write_state(
 
 @dataclass(frozen=True)
 class Stored:
-    """What `write_state` wrote, read back."""
+    """What `write_state` or `portable.fill` wrote, read back in float32. weights: none where a checkpoint's own are the
+    ones being trained."""
 
     step: int
     seconds: float
@@ -141,8 +142,8 @@ class Stored:
                 int(about["step"]),
                 float(about["seconds"]),
                 int(about["ema_updates"]),
-                load_file(inner / "weights.safetensors"),
-                load_file(inner / "optimizer.safetensors"),
+                {} if about.get("portable") else load_file(inner / "weights.safetensors"),
+                _parts(inner, bool(about.get("portable"))),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RequestError(
@@ -159,6 +160,16 @@ class Stored:
                 # Fused AdamW wants its step counter where the parameter lives.
                 optimizer.state[p] = {k: v.to(device) for k, v in held.items()}
         state.step, state.seconds, state.ema.updates = self.step, self.seconds, self.updates
+
+
+def _parts(inner: Path, several: bool) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors, of one file or several."""
+    if not several:
+        return load_file(inner / "optimizer.safetensors")
+    merged: dict[str, torch.Tensor] = {}
+    for path in sorted(inner.glob("optimizer-*.safetensors")):
+        merged |= {name: tensor.float() for name, tensor in load_file(path).items()}
+    return merged
 
 
 def _tied(model: Denoiser, name: str) -> bool:

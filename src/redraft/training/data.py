@@ -96,7 +96,9 @@ def to_document(record: dict[str, Any], source: Source) -> Document:
     if not isinstance(value, str):
         raise RequestError(f"{source.path}: field {source.field!r} must be text, not {type(value).__name__}")
     _check_unicode(value, source)
-    return Document(((None, value),)) if source.format == "text" else _dialogue(value, source)
+    if source.format == "dialogue":
+        return _dialogue(value, source)
+    return Document((("user" if source.format == "question" else None, value),))
 
 
 def _check_unicode(text: str, source: Source) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -58,13 +61,29 @@ class World:
             dist.destroy_process_group()
 
 
-def join(device: str) -> World:
-    """Joins the group that torchrun set up (gloo on a CPU, nccl on GPUs), if there is one."""
+def device_for(device: str) -> torch.device:
+    """Where this process computes: "cpu", "cuda", or "auto" for a GPU if there is one. RequestError without one."""
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("train.device is cuda, but torch sees no GPU here; use cpu or auto")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+
+
+def make_once(folder: str | Path, make: Callable[[], object]) -> None:
+    """Makes a corpus unless it's there; the other processes of a group, which may not have met yet, wait for it."""
+    made = Path(folder) / "train.json"  # written last
+    if int(os.environ.get("RANK", "0")):
+        while not made.exists():
+            time.sleep(1)
+    elif not made.exists():
+        make()
+
+
+def join(device: str) -> World:
+    """Joins the group that torchrun set up (gloo on a CPU, nccl on GPUs), if there is one."""
+    where = device_for(device)
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+    use_cuda = where.type == "cuda"
     if use_cuda:
         torch.cuda.set_device(where)
     if size > 1:

@@ -25,11 +25,12 @@ class Source(Section):
     """Text to learn from: a .txt, .jsonl, .jsonl.gz or .jsonl.xz file.
 
     format: text (a record is a document, and so is a whole .txt file), dialogue (lines "User: …" and
-    "Assistant: …") or messages (a list of {role, content}). where: keep records whose fields equal these.
+    "Assistant: …"), messages (a list of {role, content}) or question (what a user says, to be answered). where: keep
+    records whose fields equal these.
     """
 
     path: str
-    format: Literal["text", "dialogue", "messages"] = "text"
+    format: Literal["text", "dialogue", "messages", "question"] = "text"
     field: str = "text"
     where: dict[str, str] = {}
     limit: int | None = Field(default=None, ge=1, description="at most this many records")

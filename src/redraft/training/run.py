@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -30,6 +28,7 @@ from redraft.training import checkpoints, metrics, optim, samples, start
 from redraft.training.batch import Batch, build
 from redraft.training.checkpoints import TrainingState
 from redraft.training.distill import distill
+from redraft.training.distributed import make_once
 from redraft.training.edits import make_edits
 from redraft.training.loop import Loop, Reporter, Silent
 from redraft.training.objective import JointObjective, slot_weights
@@ -181,16 +180,6 @@ class Run(Loop):
         self.world.wait()
 
 
-def _make_once(folder: str, make: Callable[[], object]) -> None:
-    """Makes a corpus unless it's there; the other processes of a group wait for it."""
-    made = Path(folder) / "train.json"  # written last
-    if int(os.environ.get("RANK", "0")):
-        while not made.exists():
-            time.sleep(1)
-    elif not made.exists():
-        make()
-
-
 def _distil(recipe: Recipe, reporter: Reporter) -> None:
     """The corpus of the model's own continuations."""
     assert recipe.distill is not None
@@ -205,10 +194,10 @@ def _make_corpora(recipe: Recipe, reporter: Reporter) -> None:
     if recipe.distill:
         if recipe.init is None:
             raise RequestError("distill continues texts with a trained model: name it in init")
-        _make_once(recipe.distill.out, lambda: _distil(recipe, reporter))
+        make_once(recipe.distill.out, lambda: _distil(recipe, reporter))
     if recipe.edits:
         settings = recipe.edits
-        _make_once(
+        make_once(
             settings.out,
             lambda: make_edits(recipe.data, settings, recipe.canvas, recipe.train.seed, reporter.message),
         )
