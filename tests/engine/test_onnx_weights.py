@@ -16,10 +16,11 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
 from redraft.denoiser import checkpoint
+from redraft.denoiser.shards import read_tensors, widen
 from redraft.engine.backend import Pass
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
 from redraft.engine.backends.onnx_graph import build_graph
-from redraft.engine.backends.onnx_weights import INTEGER_MAX, quantize, read_tensors, widen
+from redraft.engine.backends.onnx_weights import INTEGER_MAX, quantize
 from redraft.errors import RequestError
 from tests.engine.onnx_models import denoiser, reference, tokens
 
@@ -49,6 +50,10 @@ def test_shards(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert sorted(read_tensors(tmp_path)) == ["a", "b"]
+    index["weight_map"]["c"] = "two.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(RequestError, match="lists c, which no shard holds"):
+        read_tensors(tmp_path)
     index["weight_map"]["b"] = "../two.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RequestError, match="outside the folder"):

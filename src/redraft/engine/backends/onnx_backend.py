@@ -16,6 +16,7 @@ import numpy as np
 
 from redraft.denoiser import families
 from redraft.denoiser.config import DenoiserConfig, read_config
+from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import smallest_exact_rows
 from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
@@ -32,7 +33,7 @@ from redraft.engine.backends.onnx_rows import (
     write_tokens,
 )
 from redraft.engine.backends.onnx_session import Runner, Sessions
-from redraft.engine.backends.onnx_weights import prepare, read_tensors
+from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
 
 # Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves. At 3.5

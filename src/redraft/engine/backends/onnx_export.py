@@ -15,10 +15,11 @@ from safetensors.numpy import save
 
 from redraft.denoiser import families
 from redraft.denoiser.config import read_config
+from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import Agreement, agreement
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
 from redraft.engine.backends.onnx_graph import Precision, build_graph
-from redraft.engine.backends.onnx_weights import prepare, read_tensors
+from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RequestError
 from redraft.files import write_atomically
 
