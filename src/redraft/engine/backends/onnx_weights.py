@@ -8,16 +8,18 @@ import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends.onnx_graph import Weight
+from redraft.engine.backends.onnx_outliers import outliers
 from redraft.errors import RequestError
 
-# 7 bits of the 8: AVX2 without VNNI adds two products u8 * s8 in 16 bits with saturation, and
-# 2 * 255 * 63 stays below 32768 where 2 * 255 * 127 does not.
+# 7 bits of the 8, which are right on every processor: AVX2 without VNNI adds two products u8 * s8 in 16 bits with
+# saturation, and 2 * 255 * 63 stays below 32768 where 2 * 255 * 127 does not.
 INTEGER_MAX = 63
+PARTS = ("scale", "columns", "others", "outlying")  # of a weight that is held in 8 bits, beside its integers
 
 
-def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[outputs, inputs] to int8 [inputs, outputs] in ±63 and one float32 scale an output."""
-    scale = np.maximum(np.abs(weight).max(axis=1), 1e-30) / INTEGER_MAX
+def quantize(weight: np.ndarray, largest: int = INTEGER_MAX) -> tuple[np.ndarray, np.ndarray]:
+    """[outputs, inputs] to int8 [inputs, outputs] in ±largest and one float32 scale an output."""
+    scale = np.maximum(np.abs(weight).max(axis=1), 1e-30) / largest
     integers = np.rint(weight / scale[:, None]).astype(np.int8)
     return np.ascontiguousarray(integers.T), scale.astype(np.float32)
 
@@ -40,21 +42,48 @@ def _fused(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], name: str)
     return tensors[name]
 
 
-def prepare(
-    config: DenoiserConfig, tensors: Mapping[str, np.ndarray], wanted: list[Weight], source: str = "the model"
+def in_eight_bits(
+    weight: np.ndarray, columns: np.ndarray | None = None, largest: int = INTEGER_MAX
 ) -> dict[str, np.ndarray]:
-    """Every weight the graph lists, by name; raises RequestError on a missing or misshapen one."""
+    """A weight [outputs, inputs] by the parts that the graph reads. columns (int64, any order): inputs that stay in
+    float32, and leave their place among the integers empty."""
     out: dict[str, np.ndarray] = {}
+    if columns is not None:
+        out["columns"] = np.sort(columns)
+        out["outlying"] = np.ascontiguousarray(weight[:, out["columns"]])
+        out["others"] = np.ones(weight.shape[1], np.float32)
+        out["others"][columns] = 0
+        weight = weight * out["others"]
+    out["integers"], out["scale"] = quantize(weight, largest)
+    return out
+
+
+def prepare(
+    config: DenoiserConfig,
+    tensors: Mapping[str, np.ndarray],
+    wanted: list[Weight],
+    source: str = "the model",
+    largest: int = INTEGER_MAX,
+) -> dict[str, np.ndarray]:
+    """Every weight the graph lists, by name; largest: of the integers of one held in 8 bits.
+
+    Raises RequestError on a missing or misshapen one.
+    """
+    out: dict[str, np.ndarray] = {}
+    counts = {w.name.removesuffix(".columns"): w.shape[0] for w in wanted if w.name.endswith(".columns")}
     try:
+        first = outliers(config, tensors, max(counts.values())) if counts else {}
         for weight in wanted:
             stem, _, kind = weight.name.rpartition(".")
             if kind == "integers":
-                out[weight.name], out[f"{stem}.scale"] = quantize(_fused(config, tensors, f"{stem}.weight"))
-            elif weight.name not in out:
+                columns = first[stem][: counts[stem]] if stem in counts else None
+                parts = in_eight_bits(_fused(config, tensors, f"{stem}.weight"), columns, largest)
+                out |= {f"{stem}.{part}": values for part, values in parts.items()}
+            elif kind not in PARTS:
                 out[weight.name] = np.ascontiguousarray(_fused(config, tensors, weight.name), np.float32)
     except KeyError as error:
         raise RequestError(f"{source} lacks {error}: config.json and weights don't belong together") from None
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise RequestError(f"{source}: config.json and weights don't belong together ({error})") from None
     for weight in wanted:
         if out[weight.name].shape != weight.shape:
