@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=128, help="tokens before it")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0, help="0: one on each core")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, for a busy machine")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     model = random_model(options.shape)
@@ -52,7 +53,9 @@ def main() -> None:
         f"onnx-{precision}": OnnxBackend(model.config, tensors, precision, options.threads)
         for precision in PRECISIONS
     }
-    settings = Backends(options.slots, options.context, options.rounds, threads=options.threads)
+    settings = Backends(
+        options.slots, options.context, options.rounds, threads=options.threads, cpu_time=options.cpu_time
+    )
     told = {
         "model": f"random weights, {options.shape}",
         "device": "cpu",

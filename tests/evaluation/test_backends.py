@@ -105,9 +105,10 @@ def test_the_script_measures_a_shape(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setitem(script.SHAPES, "tiny", (50, 32, 48, 2, 4, 2, 8))
-    arguments = ["backends.py", "--shape", "tiny", "--rounds", "1", "--threads", "1", "--json"]
+    arguments = ["backends.py", "--shape", "tiny", "--rounds", "1", "--threads", "1", "--cpu-time", "--json"]
     monkeypatch.setattr(sys, "argv", arguments)
     script.main()
     told = json.loads(capsys.readouterr().out)
     assert told["backends"]["onnx-int8"]["canvas_times_torch"] > 0
     assert "agreement" not in told["backends"]["onnx-int8"]
+    assert (told["clock"], told["threads"], told["chosen"]) == ("cpu", 1, "onnx-fp32")
