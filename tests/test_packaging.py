@@ -188,7 +188,7 @@ DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval"}  # where a package is i
 
 PEERS = {
     "transformers",
-    "llama_cpp",
+    "xllamacpp",
 }  # programs that `redraft bench` measures beside ours where they are installed
 
 

@@ -136,10 +136,22 @@ def test_a_model_is_exported_and_compared(redraft: Redraft, tmp_path: Path, prec
     assert f"against fp32 on {told['agreement']['rows']} rows" in redraft(*export, str(tmp_path / "out")).out
 
 
+def test_a_model_is_exported_for_llama_cpp(redraft: Redraft, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="in the extra `gguf`, which make test installs")
+    write_network(tmp_path / "mine")
+    export = ("models", "export", str(tmp_path / "mine"), "--format", "gguf", "--out", str(tmp_path / "out"))
+    told = json.loads(redraft(*export, "--json").out)
+    assert Path(told["file"]).name == "mine-fp32.gguf"
+    assert told["bytes"] == Path(told["file"]).stat().st_size
+    assert told["max_difference"] == 0
+    assert "differ from float32 by at most 0" in redraft(*export).out
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["nothing", "--out", "out"], "unknown model 'nothing'"),
+        ([".", "--out", "out", "--format", "onxx"], "must be one of onnx, gguf"),
         (["."], "say where to write"),
         ([".", "--out", "out"], "model"),
     ],

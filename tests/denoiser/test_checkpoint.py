@@ -206,6 +206,13 @@ def sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_shards_with_an_index(saved: Path) -> None:
     sharded(saved, load_file(saved / WEIGHTS))
     assert torch.equal(logits(checkpoint.load(saved)), logits(tiny()))
+    whole = (saved / checkpoint.INDEX).read_text()
+    index = json.loads(whole)
+    index["weight_map"]["model.extra"] = "model-00001-of-00002.safetensors"
+    (saved / checkpoint.INDEX).write_text(json.dumps(index))
+    with pytest.raises(RequestError, match=r"lists model.extra, which no shard holds"):
+        checkpoint.load(saved)
+    (saved / checkpoint.INDEX).write_text(whole)
     (saved / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(RequestError, match=r"has no model-00002-of-00002\.safetensors"):
         checkpoint.load(saved)

@@ -13,6 +13,7 @@ from redraft.denoiser import checkpoint
 from redraft.engine.backend import Pass
 from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.engine.backends.onnx_export import export
+from redraft.engine.backends.onnx_weights import INTEGER_MAX
 from redraft.errors import RedraftError, RequestError
 from tests.engine.onnx_models import OPTIONS, denoiser, tokens
 
@@ -28,7 +29,9 @@ def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) 
     assert written.agreement.rows == 28
     onnx_package.load(written.graph)  # references resolve
 
-    backend = OnnxBackend.load(tmp_path / "model", precision, threads=1)
+    model = denoiser(**options)
+    tensors = {name: tensor.numpy() for name, tensor in checkpoint.state_dict(model).items()}
+    backend = OnnxBackend(model.config, tensors, precision, threads=1, largest=INTEGER_MAX)
     calls = [Pass(backend.new_context(32), tokens(9), "all", tokens(8, seed=1))]
     direct = backend.forward(calls)[0]
     calls[0].context.truncate(0)

@@ -16,10 +16,11 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
 from redraft.denoiser import checkpoint
+from redraft.denoiser.shards import read_tensors, widen
 from redraft.engine.backend import Pass
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
-from redraft.engine.backends.onnx_graph import build_graph
-from redraft.engine.backends.onnx_weights import INTEGER_MAX, quantize, read_tensors, widen
+from redraft.engine.backends.onnx_processor import integer_max
+from redraft.engine.backends.onnx_weights import INTEGER_MAX, quantize
 from redraft.errors import RequestError
 from tests.engine.onnx_models import denoiser, reference, tokens
 
@@ -49,6 +50,10 @@ def test_shards(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert sorted(read_tensors(tmp_path)) == ["a", "b"]
+    index["weight_map"]["c"] = "two.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(RequestError, match="lists c, which no shard holds"):
+        read_tensors(tmp_path)
     index["weight_map"]["b"] = "../two.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RequestError, match="outside the folder"):
@@ -106,14 +111,33 @@ def test_weights_of_another_model(tmp_path: Path, precision: str) -> None:
             OnnxBackend.load(tmp_path, precision)
 
 
-@given(hnp.arrays(np.float32, (4, 6), elements=st.floats(-1e3, 1e3, width=32)))
-def test_quantized_weights(weight: np.ndarray) -> None:
-    integers, scale = quantize(weight)
+@given(
+    hnp.arrays(np.float32, (4, 6), elements=st.floats(-1e3, 1e3, width=32)),
+    st.sampled_from([INTEGER_MAX, 127]),
+)
+def test_quantized_weights(weight: np.ndarray, largest: int) -> None:
+    integers, scale = quantize(weight, largest)
     assert integers.shape == (6, 4)
     assert integers.dtype == np.int8
-    assert np.abs(integers.astype(int)).max() <= INTEGER_MAX
+    assert np.abs(integers.astype(int)).max() <= largest
     assert (np.abs(integers.T * scale[:, None] - weight) <= scale[:, None] * 0.501 + 1e-30).all()
     assert 2 * 255 * INTEGER_MAX < 2**15  # what one AVX2 instruction adds up in 16 bits
+
+
+def test_the_processors_products_are_right_up_to_the_largest_integer() -> None:
+    """A matrix of the largest weights there are, against the sum in exact arithmetic."""
+    largest = integer_max()
+    assert largest in (INTEGER_MAX, 127)
+    model = denoiser(tie_word_embeddings=False)
+    tensors = {k: v.numpy().copy() for k, v in checkpoint.state_dict(model).items()}
+    name = "model.layers.0.mlp.gate_proj.weight"
+    tensors[name][:] = np.sign(tensors[name]) * 0.5
+    truth = OnnxBackend(model.config, tensors, "fp32", 1)
+    rows = [Pass(truth.new_context(8), np.array([7, 8, 3]), "all")]
+    due = truth.forward(rows)[0].encode
+    got = OnnxBackend(model.config, tensors, "int8", 1)
+    found = got.forward([Pass(got.new_context(8), np.array([7, 8, 3]), "all")])[0].encode
+    assert np.abs(found - due).max() < 0.1 * np.abs(due).max()
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
@@ -171,10 +195,3 @@ def test_precision_follows_size() -> None:
     assert choose_precision(large) == "int8"
     others = dataclasses.replace(large, canvas_rows_marked=False)  # outliers among activations: see there
     assert choose_precision(others) == "mixed"
-    weights = [w.name.split(".") for w in build_graph(others, "mixed").weights]
-    assert {parts[-2] for parts in weights if parts[-1] == "integers"} == {
-        "qkv",
-        "o_proj",
-        "gate_up",
-        "lm_head",
-    }

@@ -188,6 +188,7 @@ def test_one_command_measures_and_writes_all(measured: Path) -> None:
         "batch",
         "frontier",
         "adaptive",
+        "backends",
         "frontier_before",
     }
     assert results["likelihood"].keys() == {"valid", "test"}
@@ -196,7 +197,7 @@ def test_one_command_measures_and_writes_all(measured: Path) -> None:
     assert f"| diffusion | {results['speed']['modes']['diffusion']['tokens_per_second']:.0f} |" in document
     assert document.count("redraft-tiny") >= 5
     assert {p.name for p in measured.glob("*.svg")} == {
-        f"{n}.svg" for n in ("speed", "batch", "frontier", "adaptive", "edit")
+        f"{n}.svg" for n in ("speed", "batch", "frontier", "adaptive", "edit", "backends")
     }
 
 

@@ -49,13 +49,13 @@ def interleaved(weight: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def _gguf_name(name: str) -> str:
-    from redraft.hub.from_gguf import _IN_BLOCK, _WHOLE
+    from redraft.hub.from_gguf import IN_BLOCK, WHOLE
 
-    theirs = {own: whole for whole, own in _WHOLE.items()}
+    theirs = {own: whole for whole, own in WHOLE.items()}
     if name in theirs:
         return theirs[name]
     _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{layer}.{next(g for g, own in _IN_BLOCK.items() if own == part)}.weight"
+    return f"blk.{layer}.{next(g for g, own in IN_BLOCK.items() if own == part)}.weight"
 
 
 def tiny_gguf(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from redraft.denoiser import families
+from redraft.denoiser.shards import read_tensors
 from redraft.engine.backends import load_backend
-from redraft.engine.backends.onnx_weights import read_tensors
 from redraft.errors import RequestError
 from redraft.hub import from_gguf
 from redraft.hub.tokenizer import Tokenizer

@@ -134,7 +134,7 @@ def wild_index(folder: Path) -> None:
         (drop_tokenizer, "tokenizer.json is missing"),
         (add_template, "chat_template.jinja isn't in the manifest"),
         (break_manifest, "isn't a manifest"),
-        (wild_index, "has no usable weight_map"),
+        (wild_index, "which lies outside the folder"),
     ],
 )
 def test_a_bad_folder_gets_one_line(model_folder: Path, harm: Callable[[Path], None], line: str) -> None:

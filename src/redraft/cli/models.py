@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from redraft.cli.options import Json
+from redraft.cli.options import Json, one_of
 from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL
 from redraft.hub.catalogue import BASES
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from redraft.api import Model
+    from redraft.hub.store import ModelFolder
 
 app = typer.Typer(help="The store of models.", no_args_is_help=False)
 
@@ -127,43 +128,76 @@ def rm(name: Annotated[str, typer.Argument(help="A model of the store.")], as_js
 def export_model(
     name: Name = DEFAULT_MODEL,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write to; made if absent.")] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx: the network; gguf: its AR self, for llama.cpp.")
+    ] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights instead of float32.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the network as an ONNX file, with its weights beside it, for other programs.
+    """Write a model for other programs, and compare what was written with float32.
 
-    Then both are read back and compared with float32, row by row, on text of the model's own: the share of rows whose
-    likeliest token is the same, and the largest difference of a logit.
+    onnx: a graph with its weights beside it; both are read back and compared row by row, on text of the model's own.
+    gguf: one file with tokenizer and chat template, which llama.cpp runs as an AR model (no canvas); its weights are
+    read back and compared. --int8 is Q8_0 there.
     """
+    one_of("--format", kind, ("onnx", "gguf"))
     if out is None:
         raise RequestError("say where to write: redraft models export NAME --out FOLDER")
-
-    import redraft
     from redraft.cli.terminal import safe
-    from redraft.engine.backends.onnx_export import export
     from redraft.hub import resolve
 
-    folder = resolve(name).path
-    written = export(folder, out, "int8" if int8 else "fp32", sample_rows(redraft.load(name)))
+    model = resolve(name)
+    told, lines = (_gguf if kind == "gguf" else _onnx)(name, model, out, "int8" if int8 else "fp32")
+    if as_json:
+        typer.echo(json.dumps({"model": name, "format": kind} | told))
+    else:
+        typer.echo(safe(lines))
+
+
+def _onnx(
+    name: str, model: ModelFolder, out: Path, precision: Literal["fp32", "int8"]
+) -> tuple[dict[str, Any], str]:
+    """What was written, for programs and for a person."""
+    import redraft
+    from redraft.engine.backends.onnx_export import export
+
+    written = export(model.path, out, precision, sample_rows(redraft.load(name)))
     agreed = written.agreement
     assert agreed is not None
-    told: dict[str, Any] = {
-        "model": name,
+    told = {
         "graph": str(written.graph),
         "weights": str(written.weights),
         "bytes": written.size,
         "precision": written.precision,
         "agreement": dataclasses.asdict(agreed),
     }
-    if as_json:
-        typer.echo(json.dumps(told))
-        return
-    typer.echo(safe(f"{written.graph}\n{written.weights}  ({written.size / 2**20:.1f} MiB together)"))
-    typer.echo(
+    lines = (
+        f"{written.graph}\n{written.weights}  ({written.size / 2**20:.1f} MiB together)\n"
         f"against fp32 on {agreed.rows} rows: the same likeliest token in {100 * agreed.argmax_share:.1f} %, "
         f"logits differ by at most {agreed.max_difference:.2g}"
         + (f", the widest lead that turned is {agreed.widest_lead:.2g}" if agreed.argmax_share < 1 else "")
     )
+    return told, lines
+
+
+def _gguf(
+    name: str, model: ModelFolder, out: Path, precision: Literal["fp32", "int8"]
+) -> tuple[dict[str, Any], str]:
+    from redraft.hub.to_gguf import export
+
+    written = export(model.path, out / f"{model.path.name}-{precision}.gguf", precision, model.name)
+    told = {
+        "file": str(written.path),
+        "bytes": written.size,
+        "precision": written.precision,
+        "tensors": written.tensors,
+        "max_difference": written.max_difference,
+    }
+    lines = (
+        f"{written.path}  ({written.size / 2**20:.1f} MiB)\n"
+        f"read back, its {written.tensors} tensors differ from float32 by at most {written.max_difference:.2g}"
+    )
+    return told, lines
 
 
 def sample_rows(model: Model) -> list[np.ndarray]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.shards import INDEX, WEIGHTS, Entry, read_entries
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
 from redraft.files import manifest, sha256, write_atomically
@@ -33,8 +33,11 @@ __all__ = [
     "write_atomically",
 ]
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+}
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -80,37 +83,17 @@ def save(model: Denoiser, folder: str | Path, dtype: torch.dtype | None = None) 
 
 
 def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of model.safetensors, or of the shards that its index lists.
+    """All tensors of model.safetensors, or of the shards that its index lists; they may share memory with the file.
 
-    Raises RequestError for a folder without safetensors (pickles are never read) and for a truncated file.
+    Raises RequestError as read_entries does, and for a dtype that torch has no name for.
     """
-    folder = Path(folder)
-    names = [WEIGHTS]
-    if (folder / INDEX).exists():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RequestError(f"{folder / INDEX} can't be read: {error}") from None
-        for name in names:
-            if Path(name).name != name:
-                raise RequestError(f"{folder / INDEX} names {name}, which lies outside the folder")
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        path = folder / name
-        if not path.exists():
-            pickles = sorted(
-                p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)
-            )
-            hint = f" ({pickles[0]} is a pickle, which redraft never opens: convert it)" if pickles else ""
-            raise RequestError(f"{folder} has no {name}{hint}")
-        try:
-            with safe_open(path, "pt") as file:
-                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise RequestError(
-                f"{path} is truncated or not a safetensors file ({error}); fetch it again"
-            ) from None
-    return tensors
+    return {name: _tensor(entry) for name, entry in read_entries(folder).items()}
+
+
+def _tensor(entry: Entry) -> torch.Tensor:
+    if entry.dtype not in DTYPES:
+        raise RequestError(f"{entry.path}: {entry.name} is {entry.dtype}; redraft reads {', '.join(DTYPES)}")
+    return torch.from_numpy(entry.data).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def fitting(model: Denoiser, tensors: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
@@ -143,7 +126,7 @@ def build(
     """A denoiser in eval mode with these weights. Draws no random numbers; holds each weight once, in `dtype`."""
     with torch.device("meta"):
         model = Denoiser(config)
-    # Copies: what safe_open gives may be a view of the mapped file, which others can overwrite.
+    # Copies: what read_tensors gives may be a view of the mapped file, which others can overwrite.
     own = {name: t.to(dtype, copy=True) for name, t in fitting(model, tensors, source).items()}
     model.load_state_dict(own, strict=False, assign=True)
     if config.tie_word_embeddings:

@@ -11,7 +11,7 @@ import numpy as np
 
 from redraft.api import Model
 from redraft.errors import RequestError
-from redraft.evaluation import adaptive, batching, editing, frontier, latency, plots, speed
+from redraft.evaluation import adaptive, backends, batching, editing, frontier, latency, plots, speed
 from redraft.evaluation.prompts import Dialogues, load_dialogues, pick_prompts
 from redraft.evaluation.writing import Progress, Way
 
@@ -178,6 +178,14 @@ def _edit(model: Model, dialogues: Dialogues, options: Options, progress: Progre
     return editing.editing(model, dialogues, settings, progress)
 
 
+def _backends(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    texts, longest = options.size((24, 256), (2, 24))
+    slots = options.point().canvas or 16
+    settings = backends.Backends(slots, rounds=2 if options.quick else 40, texts=texts, longest=longest)
+    assert options.folder is not None
+    return backends.backends(model, options.folder, dialogues, settings, progress)
+
+
 BENCHES: dict[str, Bench] = {
     "speed": Bench(
         "tokens/s of diffusion and verified against AR (about 1 minute)",
@@ -214,6 +222,12 @@ BENCHES: dict[str, Bench] = {
         _edit,
         editing.lines,
         plots.plot_edit,
+    ),
+    "backends": Bench(
+        "steps of the engine's graphs against torch eager, and how they agree with it (half a minute; needs torch)",
+        _backends,
+        backends.lines,
+        plots.plot_backends,
     ),
 }
 

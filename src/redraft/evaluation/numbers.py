@@ -124,6 +124,23 @@ def speed(results: Results) -> str:
     return table(head, rows) + "\n\n" + note
 
 
+def peers(results: Results) -> str:
+    """Outside programs beside our AR loop; those that were not installed are left out."""
+    told = results["speed"]
+    ran = {name: p for name, p in told.get("peers", {}).items() if "tokens_per_second" in p}
+    ours = told["modes"]["ar"]["tokens_per_second"]
+    rows = [
+        [
+            name,
+            f"{p['tokens_per_second']:.0f}",
+            f"{p.get('ar_over_it', ours / p['tokens_per_second']):.2f}",
+        ]
+        for name, p in ran.items()
+    ]
+    out = table(["program", "tokens/s, AR", "our AR's, times as many"], rows)
+    return f"{out}\n\n{told['tokens_per_prompt']} new tokens a prompt. {where(told)}"
+
+
 def latency(results: Results) -> str:
     told = results["latency"]
     keys = ("first_draft", "first_commit", "answer")
@@ -147,6 +164,33 @@ def edit(results: Results) -> str:
     head = ["way", "ms, p50", "p95", "first change, ms", "evaluations", "AR's time over it"]
     local = f"Text outside a selection unchanged, byte for byte: {100 * told['local']:.0f} %."
     return f"{table(head, rows)}\n\n{told['texts']} texts of {told['tokens']} tokens. {local} {where(told)}"
+
+
+def backends(results: Results) -> str:
+    told = results["backends"]
+    rows = []
+    for name, b in told["backends"].items():
+        agreed = b.get("agreement")
+        rows.append(
+            [
+                name,
+                *(f"{b[f'{step}_median_ms']:.2f}" for step in ("ar", "canvas")),
+                *(f"{b.get(f'{step}_times_torch', 1):.2f}" for step in ("ar", "canvas")),
+                f"{100 * agreed['argmax_share']:.2f} %" if agreed else "",
+            ]
+        )
+    slots = f"{told['slots']} slots"
+    head = [
+        "backend",
+        "AR step, ms",
+        f"{slots}, ms",
+        "AR: × torch",
+        f"{slots}: × torch",
+        "same likeliest token",
+    ]
+    of_rows = max((b["agreement"]["rows"] for b in told["backends"].values() if "agreement" in b), default=0)
+    about = f"{told['texts']} dialogues, {of_rows} rows; redraft itself chooses {told['chosen']}."
+    return f"{table(head, rows)}\n\n{about} {where(told)}"
 
 
 def batch(results: Results) -> str:
@@ -346,6 +390,8 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "frontier-before": (lambda results: frontier(results, "frontier_before"), "frontier_before"),
     "adaptive": (adaptive, "adaptive"),
     "edit": (edit, "edit"),
+    "backends": (backends, "backends"),
+    "peers": (peers, "speed"),
     "proofread": (proofread, "proofread"),
     "filling": (filling, "filling"),
     "likelihood": (likelihood, "likelihood"),

@@ -136,6 +136,22 @@ def plot_edit(told: dict[str, Any], path: Path) -> None:
     save(made, path)
 
 
+def plot_backends(told: dict[str, Any], path: Path) -> None:
+    """How many times faster than torch eager each graph takes a step."""
+    made, axes = figure(1)
+    axis = axes[0, 0]
+    engines = {name: b for name, b in told["backends"].items() if "canvas_times_torch" in b}
+    for shift, step, colour in ((-0.2, "ar", COLOURS["ar"]), (0.2, "canvas", COLOURS["diffusion"])):
+        heights = [b[f"{step}_times_torch"] for b in engines.values()]
+        label = "AR step" if step == "ar" else f"canvas of {told['slots']} slots"
+        axis.bar([i + shift for i in range(len(engines))], heights, 0.35, color=colour, label=label)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(engines)), list(engines))
+    axis.set(title="steps of a graph against torch eager", ylabel="times as fast")
+    axis.legend(fontsize=8)
+    save(made, path)
+
+
 def plot_batch(told: dict[str, Any], path: Path) -> None:
     """Throughput and processor seconds per 1,000 tokens by answers at once."""
     made, axes = figure(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ import numpy as np
 
 from redraft.api import Model
 from redraft.engine.backend import Backend, Pass
-from redraft.evaluation.peers import PEERS
+from redraft.evaluation.peers import PEER_PROMPTS, Peers
 from redraft.evaluation.quality import Quality, judge
 from redraft.evaluation.text import bootstrap_ratio
 from redraft.evaluation.writing import (
@@ -67,16 +68,22 @@ def speed(
     runs: dict[str, list[Written]] = {mode: [] for mode in ways}
     for mode, bench in benches.items():  # the first call of a backend plans, allocates, compiles
         bench.write(ways[mode].request(model, prompts[0], settings.tokens))
-    for number, prompt in enumerate(prompts):
-        progress(f"prompt {number + 1} of {len(prompts)}")
-        best: dict[str, Written] = {}
-        for repeat in range(settings.repeats):
-            for mode in _turned(MODES, number + repeat):
-                run = benches[mode].write(ways[mode].request(model, prompt, settings.tokens, settings.seed))
-                if mode not in best or run.seconds < best[mode].seconds:
-                    best[mode] = run
-        for mode, run in best.items():
-            runs[mode].append(run)
+    with ExitStack() as stack:
+        peers = Peers(settings.peers_folder, prompts[0], settings.tokens, stack, progress)
+        for number, prompt in enumerate(prompts):
+            progress(f"prompt {number + 1} of {len(prompts)}")
+            best: dict[str, Written] = {}
+            for repeat in range(settings.repeats):
+                for mode in _turned(MODES, number + repeat):
+                    run = benches[mode].write(
+                        ways[mode].request(model, prompt, settings.tokens, settings.seed)
+                    )
+                    if mode not in best or run.seconds < best[mode].seconds:
+                        best[mode] = run
+                if number < PEER_PROMPTS:
+                    peers.write(number, prompt)
+            for mode, run in best.items():
+                runs[mode].append(run)
     progress("judging the text")
     qualities = dict(
         zip(ways, judge(model.backend, prompts, [[r.tokens for r in runs[m]] for m in ways]), strict=True)
@@ -96,7 +103,7 @@ def speed(
     progress("timing single evaluations")
     out["costs"] = costs(model, ar_backend, prompts[0])
     if settings.peers_folder is not None:
-        out["peers"] = _peers(settings.peers_folder, prompts, settings.tokens, progress)
+        out["peers"] = peers.told([run.seconds for run in runs["ar"]])
     return out
 
 
@@ -192,19 +199,6 @@ def _share_same(first: Sequence[Written], second: Sequence[Written]) -> float:
     return sum(a.tokens == b.tokens for a, b in zip(first, second, strict=True)) / max(1, len(first))
 
 
-def _peers(folder: Path, prompts: Sequence[np.ndarray], tokens: int, progress: Progress) -> dict[str, Any]:
-    """Outside programs on the same weights; what can't be run says why."""
-    out: dict[str, Any] = {}
-    for name, peer in PEERS.items():
-        progress(f"outside program: {name}")
-        reason = peer.missing(folder)
-        if reason is None:
-            out[name] = {"tokens_per_second": peer.tokens_per_second(folder, prompts[:4], tokens)}
-        else:
-            out[name] = {"skipped": reason}
-    return out
-
-
 def lines(told: dict[str, Any]) -> list[str]:
     """The report for a person."""
     out = [
@@ -232,6 +226,6 @@ def lines(told: dict[str, Any]) -> list[str]:
         out.append(
             f"{name}: skipped, {peer['skipped']}"
             if "skipped" in peer
-            else f"{name}: {peer['tokens_per_second']:.1f} tokens/s (AR)"
+            else f"{name}: {peer['tokens_per_second']:.1f} tokens/s (AR); our AR {peer['ar_over_it']:.2f} times as many"
         )
     return out

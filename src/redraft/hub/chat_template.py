@@ -85,11 +85,21 @@ def check_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_template(folder: Path) -> ChatTemplate | None:
+    """The folder's template with the names of its special tokens; see template_source."""
+    source = template_source(folder)
+    if source is None:
+        return None
+    config = _read_object(folder / "tokenizer_config.json")
+    names = (k for k in config if k.endswith("_token"))
+    variables = {k: v["content"] if isinstance(v, dict) else v for k in names if (v := config[k])}
+    return ChatTemplate(source, {k: v for k, v in variables.items() if isinstance(v, str)})
+
+
+def template_source(folder: Path) -> str | None:
     """chat_template.jinja, else chat_template of tokenizer_config.json, else None. Raises RequestError if
     unreadable.
     """
-    config = _read_object(folder / "tokenizer_config.json")
-    source = config.get("chat_template")
+    source = _read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several by name; "default" is the one for plain conversations
         source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}.get("default")
     try:
@@ -98,13 +108,9 @@ def load_template(folder: Path) -> ChatTemplate | None:
         pass
     except (OSError, ValueError) as error:
         raise RequestError(f"{folder / 'chat_template.jinja'} can't be read: {_one_line(error)}") from None
-    if source is None:
-        return None
-    if not isinstance(source, str):
+    if source is not None and not isinstance(source, str):
         raise RequestError(f"{folder / 'tokenizer_config.json'}: chat_template must be a string")
-    names = (k for k in config if k.endswith("_token"))
-    variables = {k: v["content"] if isinstance(v, dict) else v for k in names if (v := config[k])}
-    return ChatTemplate(source, {k: v for k, v in variables.items() if isinstance(v, str)})
+    return source
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A llama.cpp file (GGUF) as a folder in Hugging Face's layout: weights as float32, tokenizer, chat template.
 
-Numbers are those that the file's quantization stands for, bit for bit; nothing is rounded again. llama.cpp turns
-neighbouring entries of a head where everyone else turns its halves, so GGUF holds the rows of q and k in another order;
-it is undone here.
+Numbers are those that the file's quantization stands for, bit for bit; nothing is rounded again. In a Llama llama.cpp
+turns neighbouring entries of a head where everyone else turns its halves, so GGUF holds the rows of q and k in another
+order; it is undone here.
 """
 
 from __future__ import annotations
@@ -21,23 +21,30 @@ from tokenizers import decoders, models, pre_tokenizers
 from redraft.errors import RequestError
 from redraft.files import write_atomically
 
-_WHOLE = {
+WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_IN_BLOCK = {
+IN_BLOCK = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+QWEN_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 
 
@@ -46,10 +53,16 @@ def _digits_then_bytes() -> Any:
     return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
+def _qwen() -> Any:
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN_PIECES), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 # tokenizer.ggml.pre: how text is cut before its pieces are merged.
 PRE_TOKENIZERS = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": _digits_then_bytes,
+    "qwen2": _qwen,
 }
 
 
@@ -109,12 +122,13 @@ class Gguf:
 def convert(path: Path, folder: Path) -> None:
     """Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and generation_config.json.
 
-    Raises RequestError for what is no Llama-type model with a byte-level BPE tokenizer, saying what it is.
+    Raises RequestError for what is no Llama, Qwen2 or Qwen3 with a byte-level BPE tokenizer, saying what it is.
     """
     gguf = Gguf(path)
     architecture = gguf.get("general.architecture")
-    if architecture != "llama":
-        raise RequestError(f"{path} is a GGUF file of architecture {architecture!r}; redraft reads llama")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise RequestError(f"{path} is a GGUF file of architecture {architecture!r}; redraft reads {known}")
     config = config_of(gguf)
     tokenizer, special = tokenizer_of(gguf)
     tensors = tensors_of(gguf, config)
@@ -127,38 +141,39 @@ def convert(path: Path, folder: Path) -> None:
 
 
 def config_of(gguf: Gguf) -> dict[str, Any]:
-    """config.json of transformers' LlamaForCausalLM."""
-    scaling = gguf.get("llama.rope.scaling.type", "none")
+    """config.json of transformers' LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM."""
+    kind = gguf.need("general.architecture")
+    scaling = gguf.get(f"{kind}.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in gguf.tensors:
         raise RequestError(
             f"{gguf.path} stretches its rotary positions, which redraft reads from no GGUF file"
         )
-    heads, hidden = gguf.need("llama.attention.head_count"), gguf.need("llama.embedding_length")
+    heads, hidden = gguf.need(f"{kind}.attention.head_count"), gguf.need(f"{kind}.embedding_length")
     if "token_embd.weight" not in gguf.tensors:
         raise RequestError(f"{gguf.path} lacks token_embd.weight: it is damaged")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
         "vocab_size": int(gguf.tensors["token_embd.weight"].shape[-1]),
         "hidden_size": hidden,
-        "intermediate_size": gguf.need("llama.feed_forward_length"),
-        "num_hidden_layers": gguf.need("llama.block_count"),
+        "intermediate_size": gguf.need(f"{kind}.feed_forward_length"),
+        "num_hidden_layers": gguf.need(f"{kind}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": gguf.get("llama.attention.head_count_kv", heads),
-        "head_dim": gguf.get("llama.attention.key_length", hidden // heads),
+        "num_key_value_heads": gguf.get(f"{kind}.attention.head_count_kv", heads),
+        "head_dim": gguf.get(f"{kind}.attention.key_length", hidden // heads),
         "hidden_act": "silu",
-        "max_position_embeddings": gguf.need("llama.context_length"),
-        "rms_norm_eps": _short(gguf.need("llama.attention.layer_norm_rms_epsilon")),
-        "rope_theta": _short(gguf.get("llama.rope.freq_base", 10000.0)),
+        "max_position_embeddings": gguf.need(f"{kind}.context_length"),
+        "rms_norm_eps": _short(gguf.need(f"{kind}.attention.layer_norm_rms_epsilon")),
+        "rope_theta": _short(gguf.get(f"{kind}.rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "attention_bias": False,
         "mlp_bias": False,
         "torch_dtype": "float32",
-        **{f"{name}_token_id": gguf.get(f"tokenizer.ggml.{key}_token_id") for name, key in _ROLES.items()},
+        **{f"{name}_token_id": gguf.get(f"tokenizer.ggml.{key}_token_id") for name, key in ROLES.items()},
     }
 
 
-_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def _short(value: float) -> float:
@@ -171,21 +186,31 @@ def tensors_of(gguf: Gguf, config: dict[str, Any]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name in gguf.tensors:
         block = _BLOCK.fullmatch(name)
-        if name in _WHOLE:
-            out[_WHOLE[name]] = gguf.values(name)
-        elif block and block[2] in _IN_BLOCK:
+        if name in WHOLE:
+            out[WHOLE[name]] = gguf.values(name)
+        elif block and block[2] in IN_BLOCK:
             values = gguf.values(name)
-            if block[2] in ("attn_q", "attn_k"):
+            if config["model_type"] == "llama" and block[2] in ("attn_q", "attn_k"):
                 values = halves(values, config["head_dim"])
-            out[f"model.layers.{block[1]}.{_IN_BLOCK[block[2]]}.weight"] = values
+            out[f"model.layers.{block[1]}.{IN_BLOCK[block[2]]}.{block[3]}"] = values
         else:
             raise RequestError(f"{gguf.path} holds {name}, for which a Llama-type network has no place")
-    layers = range(config["num_hidden_layers"])
-    due = {f"model.layers.{i}.{part}.weight" for i in layers for part in _IN_BLOCK.values()}
+    due = {
+        f"model.layers.{i}.{part}"
+        for i in range(config["num_hidden_layers"])
+        for part in block_parts(config["model_type"])
+    }
     missing = sorted((due | {"model.embed_tokens.weight", "model.norm.weight"}) - out.keys())
     if missing:
         raise RequestError(f"{gguf.path} lacks {missing[0]}: it is damaged")
     return out
+
+
+def block_parts(kind: str) -> list[str]:
+    """Tensors of one layer of an architecture, by transformers' names."""
+    norms = ("self_attn.q_norm", "self_attn.k_norm")
+    parts = [f"{part}.weight" for part in IN_BLOCK.values() if kind == "qwen3" or part not in norms]
+    return parts + ([f"self_attn.{x}_proj.bias" for x in "qkv"] if kind == "qwen2" else [])
 
 
 def halves(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -222,7 +247,7 @@ def tokenizer_of(gguf: Gguf) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    for name, key in _ROLES.items():
+    for name, key in ROLES.items():
         number = gguf.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None and number < len(tokens):
             config[f"{name}_token"] = tokens[number]

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import math
 import os
 import re
 import shutil
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from redraft.denoiser import shards
 from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, sha256
@@ -24,8 +25,6 @@ from redraft.hub.names import did_you_mean
 from redraft.hub.runs import newest
 
 DEFAULT_MODEL = "redraft-tiny"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 Origin = Literal["shipped", "local", "path"]
 
@@ -145,7 +144,7 @@ def check(folder: Path, verify: bool = True) -> None:
             )
     for name in weight_files(folder):
         if not (folder / name).is_file():
-            raise RequestError(f"{folder} has no {name}{_pickle_hint(folder)}")
+            raise RequestError(f"{folder} has no {name}{shards.pickle_hint(folder)}")
     if verify and (folder / MANIFEST).exists():
         verify_manifest(folder)
 
@@ -223,31 +222,17 @@ def describe(model: ModelFolder) -> dict[str, Any]:
 
 def parameters(folder: Path) -> int | None:
     """Numbers in the weights, from the safetensors headers alone; None where they can't be read."""
-    total = 0
     try:
-        for name in weight_files(folder):
-            for tensor in _safetensors_header(folder / name).values():
-                count = 1
-                for side in tensor["shape"]:
-                    count *= side
-                total += count
-    except (OSError, ValueError, KeyError, TypeError, RequestError):
+        files = [shards.entries(folder / name) for name in weight_files(folder)]
+    except RequestError:
         return None
-    return total
+    return sum(math.prod(entry.shape) for found in files for entry in found.values())
 
 
 def weight_files(folder: Path) -> list[str]:
     """model.safetensors, the shards that its index lists, or an adapter's own file. Raises RequestError for an
     unreadable index."""
-    if (folder / ADAPTER_CONFIG).exists():
-        return [ADAPTER_WEIGHTS]
-    index = read_json(folder / INDEX)
-    if index is None:
-        return [WEIGHTS]
-    names = index.get("weight_map")
-    if not isinstance(names, dict) or not names or not all(_is_file_name(n) for n in names.values()):
-        raise RequestError(f"{folder / INDEX} has no usable weight_map: fetch it again")
-    return sorted(set(names.values()))
+    return [ADAPTER_WEIGHTS] if (folder / ADAPTER_CONFIG).exists() else shards.weight_files(folder)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -278,25 +263,6 @@ def _is_file_name(name: Any) -> bool:
 
 def _is_entry(name: Any, entry: Any) -> bool:
     return _is_file_name(name) and isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
-
-
-def _pickle_hint(folder: Path) -> str:
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-    return (
-        f" ({pickles[0]} is a pickle, which redraft never opens: convert it to safetensors)"
-        if pickles
-        else ""
-    )
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        if length > 100_000_000:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return dict(header)
 
 
 def _front_matter(path: Path) -> dict[str, str]:

@@ -16,11 +16,11 @@ import numpy as np
 from redraft.denoiser import families
 from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, AdapterConfig
 from redraft.denoiser.config import DenoiserConfig, read_config
+from redraft.denoiser.shards import Tensors, entries, read_tensors
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
 from redraft.engine.backends.onnx_cache import OnnxContext
 from redraft.engine.backends.onnx_graph import Precision
-from redraft.engine.backends.onnx_weights import Tensors, read_tensors
 from redraft.errors import RequestError
 from redraft.hub.store import base_of
 
@@ -87,7 +87,8 @@ class AdaptedOnnxBackend:
         settings.check(config, families.load_config(base), folder, base)
         family = families.identify(read_config(base), str(base))
         weights = read_tensors(base, *([] if family is None else [family.rename]))
-        adapter = Tensors([folder / ADAPTER_WEIGHTS], lambda name: name.removeprefix(PREFIX))
+        own = entries(folder / ADAPTER_WEIGHTS)
+        adapter = Tensors({name.removeprefix(PREFIX): entry for name, entry in own.items()})
         return cls.of(config, weights, adapter, settings, precision, threads, spinning, str(folder))
 
     @classmethod

@@ -15,10 +15,11 @@ from safetensors.numpy import save
 
 from redraft.denoiser import families
 from redraft.denoiser.config import read_config
+from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import Agreement, agreement
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
 from redraft.engine.backends.onnx_graph import Precision, build_graph
-from redraft.engine.backends.onnx_weights import prepare, read_tensors
+from redraft.engine.backends.onnx_weights import INTEGER_MAX, prepare
 from redraft.errors import RequestError
 from redraft.files import write_atomically
 
@@ -57,8 +58,9 @@ def export(
 ) -> Export:
     """Writes denoiser-{precision}.onnx and denoiser-{precision}.safetensors into `out`, which is made if absent.
 
-    folder: a model of ours or of another family. precision None chooses by size. sequences: int64 token arrays on which
-    the exported precision is compared with fp32. Raises RequestError for a folder that is no model or can't be made.
+    folder: a model of ours or of another family. precision None chooses by size; 8-bit weights have 7 bits here, so
+    that the file is right on every processor. sequences: int64 token arrays on which the exported precision is compared
+    with fp32. Raises RequestError for a folder that is no model or can't be made.
     """
     out = Path(out)
     config = families.load_config(folder)
@@ -77,7 +79,7 @@ def export(
     write_atomically(graph_path, graph.data)
     compared = None
     if sequences:
-        exported = OnnxBackend(config, tensors, precision)
+        exported = OnnxBackend(config, tensors, precision, largest=INTEGER_MAX)
         compared = agreement(OnnxBackend(config, tensors, "fp32"), exported, sequences)
     size = graph_path.stat().st_size + weights_path.stat().st_size
     return Export(graph_path, weights_path, size, precision, compared)

@@ -32,9 +32,13 @@ from redraft.engine.backends import onnx_proto as proto
 
 Precision = Literal["fp32", "mixed", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "mixed", "int8")
-# Stays float32 in "mixed": rows between the two matrices of a feed-forward half have a few huge entries, which leave 8
-# bits nothing for the others.
-OUTLYING = "down_proj"
+# In "mixed" so many entries of a layer's input stay float32, those that are large whatever the text (onnx_outliers):
+# they would leave 8 bits nothing for the others. Of a short input one in eight.
+OUTLIERS = 32
+# In "mixed" the inputs of these have 16 bits: between the two matrices of a feed-forward half every row has large
+# entries in places of its own.
+FINE = "down_proj"
+FINER = 254  # steps of the second 8 bits in one of the first: a remainder of half a step is 127 of them
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
 ZERO = 128  # what 0.0 becomes in a quantized row
@@ -78,9 +82,9 @@ class _Writer:
         self.nodes.append(proto.node(kind, inputs, [out], domain, **attributes))
         return out
 
-    def split(self, x: str, *sizes: int) -> list[str]:
+    def split(self, x: str, *sizes: int, axis: int = -1) -> list[str]:
         outs = [f"split_{len(self.nodes)}_{i}" for i in range(len(sizes))]
-        self.nodes.append(proto.node("Split", [x, self.constant(list(sizes))], outs, axis=-1))
+        self.nodes.append(proto.node("Split", [x, self.constant(list(sizes))], outs, axis=axis))
         return outs
 
     def weight(self, name: str, *shape: int, dtype: str = "float32") -> str:
@@ -98,13 +102,16 @@ class _Writer:
         self.constants["zero_point"] = proto.tensor("zero_point", np.array(ZERO, np.uint8))
         return "zero_point"
 
-    def integers(self, name: str) -> bool:
-        """Whether the weight of that name is held in 8 bits."""
-        return self.precision == "int8" or (self.precision == "mixed" and not name.endswith(OUTLYING))
-
-    def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
-        """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed."""
-        if self.integers(name):
+    def linear(
+        self, x: str, name: str, inputs: int, outputs: int, bias: bool = False, outliers: bool = True
+    ) -> str:
+        """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed. outliers: "mixed" keeps some of
+        x in float32."""
+        if self.precision == "mixed" and name.endswith(FINE):
+            y = self._fine_linear(x, name, inputs, outputs)
+        elif self.precision == "mixed" and outliers:
+            y = self._mixed_linear(x, name, inputs, outputs)
+        elif self.precision != "fp32":
             y = self._integer_linear(x, name, inputs, outputs)
         else:
             y = self.op(
@@ -121,17 +128,51 @@ class _Writer:
         product = self.op("MatMulIntegerToFloat", integers, weight, one, columns, zero, contrib=True)
         return self.op("Mul", product, scale)
 
+    def _mixed_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
+        """A few columns of x in float32, the others in 8 bits, with 0 in place of those few."""
+        few = outlier_count(inputs)
+        columns = self.weight(f"{name}.columns", few, dtype="int64")
+        others = self.op("Mul", x, self.weight(f"{name}.others", inputs))
+        y = self._integer_linear(others, name, inputs, outputs)
+        apart = self.op("Gather", x, columns, axis=-1)
+        weight = self.weight(f"{name}.outlying", outputs, few)
+        return self.op("Add", y, self.op("FusedMatMul", apart, weight, contrib=True, transB=1))
+
+    def _fine_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
+        """x in 16 bits as twice as many rows of 8, what the first leave over in the second; one scale a row."""
+        scale, zero = self._row_scale(x), self.zero_point()
+        steps = self.op("Div", x, scale)
+        whole = self.op("Round", steps)
+        rest = self.op("Sub", steps, whole)
+        digits = (
+            self.op("QuantizeLinear", whole, self.constant(1.0), zero),
+            self.op("QuantizeLinear", rest, self.constant(1 / FINER), zero),
+        )
+        rows = self.op("Concat", *digits, axis=0)
+        weight = self.weight(f"{name}.integers", inputs, outputs, dtype="int8")
+        columns = self.weight(f"{name}.scale", outputs)
+        product = self.op(
+            "MatMulIntegerToFloat", rows, weight, self.constant(1.0), columns, zero, contrib=True
+        )
+        first, second = self.split(product, 1, 1, axis=0)
+        fine = self.op("Add", first, self.op("Mul", second, self.constant(1 / FINER)))
+        return self.op("Mul", fine, scale)
+
     def _quantize_rows(self, x: str) -> tuple[str, str]:
         """x [1, N, K] to uint8 [1, N, K] around 128 and its scale [1, N, 1]; done once for all that read the same x.
 
         Unsigned, because onnxruntime has no packed kernel for signed rows on x86 (measured: 16 times slower).
         """
         if x not in self.quantized:
-            largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1)
-            scale = self.op("Mul", self.op("Max", largest, self.constant(TINY)), self.constant(1 / 127))
+            scale = self._row_scale(x)
             flat = self.op("Reshape", scale, self.constant([-1]))
             self.quantized[x] = (self.op("QuantizeLinear", x, flat, self._zeros(), axis=1), scale)
         return self.quantized[x]
+
+    def _row_scale(self, x: str) -> str:
+        """[1, N, 1]: a row's largest magnitude is 127 of it."""
+        largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1)
+        return self.op("Mul", self.op("Max", largest, self.constant(TINY)), self.constant(1 / 127))
 
     def _zeros(self) -> str:
         """The zero point of each row of the present list, uint8 [N]."""
@@ -141,6 +182,11 @@ class _Writer:
                 "ConstantOfShape", self.op("Shape", self.rows, start=-1), value=value
             )
         return self.zeros[self.rows]
+
+
+def outlier_count(inputs: int) -> int:
+    """How many entries of an input "mixed" keeps in float32."""
+    return min(OUTLIERS, inputs // 8)
 
 
 def _norm(w: _Writer, x: str, name: str, config: DenoiserConfig, size: int) -> str:
@@ -177,11 +223,10 @@ def _self_condition(w: _Writer, config: DenoiserConfig, x: str, table: str) -> s
     nothing = w.op("Expand", w.constant(0.0), w.constant([1, size]))
     soft = w.op("Gather", w.op("Concat", soft, nothing, axis=0), "expected_row")
     n = _norm(w, soft, f"{name}.pre_norm", config, size)
-    gate, up = w.split(
-        w.linear(n, f"{name}.gate_up", size, 2 * config.intermediate_size), *[config.intermediate_size] * 2
-    )
+    wide = config.intermediate_size
+    gate, up = w.split(w.linear(n, f"{name}.gate_up", size, 2 * wide, outliers=False), wide, wide)
     mixed = w.op("Mul", w.op("Gelu", gate, approximate="tanh"), up)
-    mixed = w.op("Add", x, w.linear(mixed, f"{name}.down_proj", config.intermediate_size, size))
+    mixed = w.op("Add", x, w.linear(mixed, f"{name}.down_proj", wide, size, outliers=False))
     ones = w.op("Expand", w.constant(1.0), w.constant([size]))
     normed = w.op(
         "SimplifiedLayerNormalization", mixed, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
@@ -232,7 +277,7 @@ def _feed_forward(w: _Writer, config: DenoiserConfig, x: str, name: str) -> str:
 
 
 def _head(w: _Writer, config: DenoiserConfig, x: str) -> None:
-    if w.integers("lm_head"):
+    if w.precision != "fp32":
         logits = w.linear(x, "lm_head", config.hidden_size, config.vocab_size)
         w.op("Identity", logits, to="logits")
         return

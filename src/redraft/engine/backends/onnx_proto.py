@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 Attribute = float | int | str | bytes | Sequence[int]  # bytes: a tensor
-KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}  # TensorProto.DataType
+KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7}  # TensorProto.DataType
 EXTERNAL = 1  # TensorProto.DataLocation
 
 

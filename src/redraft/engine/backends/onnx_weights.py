@@ -2,116 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
-from redraft.denoiser.adapter_config import ADAPTER_CONFIG
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends.onnx_graph import Weight
+from redraft.engine.backends.onnx_outliers import outliers
 from redraft.errors import RequestError
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-MAX_HEADER = 100 << 20
-
-# 7 bits of the 8: AVX2 without VNNI adds two products u8 * s8 in 16 bits with saturation, and
-# 2 * 255 * 63 stays below 32768 where 2 * 255 * 127 does not.
+# 7 bits of the 8, which are right on every processor: AVX2 without VNNI adds two products u8 * s8 in 16 bits with
+# saturation, and 2 * 255 * 63 stays below 32768 where 2 * 255 * 127 does not.
 INTEGER_MAX = 63
+PARTS = ("scale", "columns", "others", "outlying")  # of a weight that is held in 8 bits, beside its integers
 
 
-def widen(raw: np.ndarray) -> np.ndarray:
-    """bfloat16 as uint16 to float32: the same bits, sixteen zeros below."""
-    return (raw.astype(np.uint32) << 16).view(np.float32)
-
-
-class Tensors(Mapping[str, np.ndarray]):
-    """Tensors of safetensors files by name, read and widened to float32 one at a time, when asked for."""
-
-    def __init__(
-        self, files: Iterable[Path], rename: Callable[[str], str | None] = lambda name: name
-    ) -> None:
-        """rename: a tensor's name in the file to ours, None to leave it out. Raises RequestError for a bad file."""
-        self._entries: dict[str, tuple[Path, np.ndarray, str, list[int]]] = {}
-        for path in files:
-            for name, raw, dtype, shape in _entries(path):
-                own = rename(name)
-                if own is not None:
-                    self._entries[own] = (path, raw, dtype, shape)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        path, raw, dtype, shape = self._entries[name]
-        if dtype not in DTYPES:
-            raise RequestError(f"{path}: {name} is {dtype}; redraft reads {', '.join(DTYPES)}")
-        if raw.size != np.dtype(DTYPES[dtype]).itemsize * math.prod(shape):
-            raise RequestError(f"{path} is damaged: {name} has {raw.size} bytes; fetch it again")
-        values = raw.view(DTYPES[dtype]).reshape(shape)
-        return (
-            widen(values) if dtype == "BF16" else values.astype(np.float32)
-        )  # copies: a mapped file may change
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-def _entries(path: Path) -> list[tuple[str, np.ndarray, str, list[int]]]:
-    """(name, bytes, dtype, shape) of a file's tensors; the bytes are mapped, not read."""
-    try:
-        data = np.memmap(path, np.uint8, "r")
-        size = int.from_bytes(data[:8].tobytes(), "little")
-        if len(data) < 8 or size > min(MAX_HEADER, len(data) - 8):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(data[8 : 8 + size].tobytes())
-        header.pop("__metadata__", None)
-        found = []
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= len(data) - 8 - size:
-                raise ValueError(f"{name} lies outside it")
-            found.append(
-                (name, data[8 + size + begin : 8 + size + end], str(entry["dtype"]), list(entry["shape"]))
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(
-            f"{path} is truncated or not a safetensors file ({error}); fetch it again"
-        ) from None
-    return found
-
-
-def read_tensors(folder: str | Path, rename: Callable[[str], str | None] = lambda name: name) -> Tensors:
-    """All tensors of a model's folder: of model.safetensors, or of the shards that its index lists.
-
-    Raises RequestError for a folder without safetensors (pickles are never read), for a truncated file, and for an
-    adapter, whose clean rows and canvas rows have different weights.
-    """
-    folder = Path(folder)
-    if (folder / ADAPTER_CONFIG).exists():
-        raise RequestError(f"{folder} is an adapter, which is no single graph: give its base")
-    names = [WEIGHTS]
-    if (folder / INDEX).exists():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RequestError(f"{folder / INDEX} can't be read: {error}") from None
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise RequestError(f"{folder / INDEX} names {outside[0]}, which lies outside the folder")
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise RequestError(f"{folder} has no {missing[0]}: redraft reads safetensors only")
-    return Tensors([folder / name for name in names], rename)
-
-
-def quantize(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[outputs, inputs] to int8 [inputs, outputs] in ±63 and one float32 scale an output."""
-    scale = np.maximum(np.abs(weight).max(axis=1), 1e-30) / INTEGER_MAX
+def quantize(weight: np.ndarray, largest: int = INTEGER_MAX) -> tuple[np.ndarray, np.ndarray]:
+    """[outputs, inputs] to int8 [inputs, outputs] in ±largest and one float32 scale an output."""
+    scale = np.maximum(np.abs(weight).max(axis=1), 1e-30) / largest
     integers = np.rint(weight / scale[:, None]).astype(np.int8)
     return np.ascontiguousarray(integers.T), scale.astype(np.float32)
 
@@ -134,21 +42,48 @@ def _fused(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], name: str)
     return tensors[name]
 
 
-def prepare(
-    config: DenoiserConfig, tensors: Mapping[str, np.ndarray], wanted: list[Weight], source: str = "the model"
+def in_eight_bits(
+    weight: np.ndarray, columns: np.ndarray | None = None, largest: int = INTEGER_MAX
 ) -> dict[str, np.ndarray]:
-    """Every weight the graph lists, by name; raises RequestError on a missing or misshapen one."""
+    """A weight [outputs, inputs] by the parts that the graph reads. columns (int64, any order): inputs that stay in
+    float32, and leave their place among the integers empty."""
     out: dict[str, np.ndarray] = {}
+    if columns is not None:
+        out["columns"] = np.sort(columns)
+        out["outlying"] = np.ascontiguousarray(weight[:, out["columns"]])
+        out["others"] = np.ones(weight.shape[1], np.float32)
+        out["others"][columns] = 0
+        weight = weight * out["others"]
+    out["integers"], out["scale"] = quantize(weight, largest)
+    return out
+
+
+def prepare(
+    config: DenoiserConfig,
+    tensors: Mapping[str, np.ndarray],
+    wanted: list[Weight],
+    source: str = "the model",
+    largest: int = INTEGER_MAX,
+) -> dict[str, np.ndarray]:
+    """Every weight the graph lists, by name; largest: of the integers of one held in 8 bits.
+
+    Raises RequestError on a missing or misshapen one.
+    """
+    out: dict[str, np.ndarray] = {}
+    counts = {w.name.removesuffix(".columns"): w.shape[0] for w in wanted if w.name.endswith(".columns")}
     try:
+        first = outliers(config, tensors, max(counts.values())) if counts else {}
         for weight in wanted:
             stem, _, kind = weight.name.rpartition(".")
             if kind == "integers":
-                out[weight.name], out[f"{stem}.scale"] = quantize(_fused(config, tensors, f"{stem}.weight"))
-            elif weight.name not in out:
+                columns = first[stem][: counts[stem]] if stem in counts else None
+                parts = in_eight_bits(_fused(config, tensors, f"{stem}.weight"), columns, largest)
+                out |= {f"{stem}.{part}": values for part, values in parts.items()}
+            elif kind not in PARTS:
                 out[weight.name] = np.ascontiguousarray(_fused(config, tensors, weight.name), np.float32)
     except KeyError as error:
         raise RequestError(f"{source} lacks {error}: config.json and weights don't belong together") from None
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise RequestError(f"{source}: config.json and weights don't belong together ({error})") from None
     for weight in wanted:
         if out[weight.name].shape != weight.shape:
