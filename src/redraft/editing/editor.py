@@ -15,6 +15,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.editing.pieces import Pieces
 from redraft.engine import GivenCanvas, Request
+from redraft.engine.review import Review
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings
 
@@ -123,9 +124,11 @@ class Editor:
         canvases: Sequence[GivenCanvas],
         sample: int,
         open_end: bool = False,
+        review: Review | None = None,
         **sampler: Any,
     ) -> Request:
-        """sampler: settings other than the editor's. open_end: whether the answer may end itself (EOS)."""
+        """sampler: settings other than the editor's. open_end: whether the answer may end itself (EOS). review: see
+        Request."""
         ends = self.config.eos_token_ids
         banned = tuple(t for t in self.pieces.silent if t != self.null and not (open_end and t in ends))
         longest = max(len(canvas.initial) for canvas in canvases)
@@ -141,4 +144,5 @@ class Editor:
             canvases=tuple(canvases),
             banned=banned,
             sharp=False,
+            review=review,
         )

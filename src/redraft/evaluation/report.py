@@ -38,6 +38,7 @@ AT_LEVEL = (
     "speed",
     "latency",
 )  # measured at the fastest level that is as good as AR; the others set their canvases
+TUNING_TEXTS = 4000
 PARTS = ("likelihood", "samples", *BENCHES, "proofread", "filling", "frontier_before", "training")
 
 
@@ -82,6 +83,9 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     wanted = arguments.only or PARTS
     data = arguments.data
     options = Options(arguments.model, arguments.backend, folder, data, quick=arguments.quick)
+    if "proofread" in wanted and arguments.tune and data is not None:
+        tune_proofreading(folder, model, data, arguments.quick, say)
+        model = redraft.load(arguments.model, backend=arguments.backend)
     if "training" in wanted and arguments.runs:
         on = arguments.machine or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
         results["training"] = [training_cost(run, on) for run in arguments.runs]
@@ -99,7 +103,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
         chosen = replace(options, effort=_no_worse(model)) if name in AT_LEVEL else options
         results[name] = run_bench(name, model, chosen, say) | {"model": results["model"]}
         if name == "frontier" and arguments.tune:
-            tune(folder, results[name])
+            rewrite_defaults(folder, lambda raw: tuned(raw, results["frontier"]))
             model = redraft.load(arguments.model, backend=arguments.backend)
     if data is not None:
         _edits(model, data, wanted, arguments.quick, results, say)
@@ -124,7 +128,8 @@ def _edits(
         from redraft.evaluation.editors import proofreading
 
         valid, test = pairs_of(data, model.tokenizer, 4 if quick else 1000, seed=0)
-        results["proofread"] = proofreading(model, valid, test, say) | machine(model)
+        stored = model.defaults.proofread.get("threshold")
+        results["proofread"] = proofreading(model, valid, test, say, stored) | machine(model)
     if "filling" in wanted:
         from redraft.evaluation.filling import filling
         from redraft.training.data import Corpus
@@ -134,12 +139,27 @@ def _edits(
         results["filling"] = filling(model, documents, count=2 if quick else 400, progress=say)
 
 
-def tune(folder: Path, frontier: dict[str, Any]) -> None:
-    """Writes what a frontier found best into the model's generation_config.json."""
+def rewrite_defaults(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Writes what a measurement found best into the model's generation_config.json."""
     path = folder / GENERATION_CONFIG
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_atomically(path, (json.dumps(tuned(raw, frontier), indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(change(raw), indent=2) + "\n").encode())
     renew_manifest(folder)
+
+
+def tune_proofreading(
+    folder: Path, model: Model, data: Path, quick: bool, say: Callable[[str], None]
+) -> None:
+    """Chooses how proofreading weighs what canvas and AR self say, on validation texts."""
+    from redraft.evaluation.channel import NothingToLearn, tuned_channel
+    from redraft.evaluation.damaged import tuning_pairs
+
+    pairs = tuning_pairs(data, model.tokenizer, 60 if quick else TUNING_TEXTS, seed=1)
+    say(f"tuning proofreading on {len(pairs)} texts")
+    try:
+        rewrite_defaults(folder, lambda raw: tuned_channel(raw, model, pairs))
+    except NothingToLearn as error:
+        say(f"{error}: it stays as it was")
 
 
 def _no_worse(model: Model) -> str | None:
