@@ -167,6 +167,6 @@ def proofreader(
     from redraft.editing.noisy_channel import FEATURES
 
     backend = Heard(answers, follows)
-    channel = {"threshold": threshold, "weights": dict.fromkeys(FEATURES, 0.0) | weights}
+    channel = {"threshold": threshold, "reach": 12.0, "weights": dict.fromkeys(FEATURES, 0.0) | weights}
     defaults = GenerationDefaults(canvas_length=16, threshold=0.6, max_new_tokens=64, proofread=channel)
     return Model("heard", backend, Tokenizer(FAST, ChatTemplate(TEMPLATE)), defaults), backend

@@ -14,8 +14,8 @@ from redraft.editing.noisy_channel import FEATURES, Channel, Reader, chosen, pro
 from redraft.editing.pieces import Pieces
 from redraft.editing.proposals import Proposal, Spelling, proposals
 from redraft.engine import Commit, GivenCanvas, Step
-from redraft.engine.review import Change, log_softmax
 from redraft.engine.events import SlotState
+from redraft.engine.review import Change, log_softmax
 from redraft.errors import RequestError
 from tests.editing.models import FAST, IDS, NULL, SIZES, corrector, proofreader, tokens
 
@@ -28,7 +28,6 @@ def one(letter: str) -> int:
 
 
 Q, K, X = one("q"), one("k"), one("x")
-NEXT = {"left": 1.0, "bias": 0.0}
 
 
 def likes(token: int):  # type: ignore[no-untyped-def]
@@ -58,7 +57,7 @@ def test_without_a_proposal_nothing_is_checked() -> None:
 
 
 def test_what_can_not_come_to_the_threshold_is_not_checked() -> None:
-    # the encode role adds 12 at most
+    # the encode role adds 12 at most: the model's reach
     for bias, checks in ((-12.1, 0), (-11.9, 1)):
         model, backend = proofreader(corrector({Q: K}), likes(K), left=1.0, bias=bias)
         assert model.edit("gqg").text == ("gkg" if checks else "gqg")
@@ -128,7 +127,7 @@ def test_whatever_is_proposed_and_liked_the_hunks_say_all(words: list[str], data
 
 
 def test_random_weights_come_out_byte_for_byte(random_model: Model) -> None:
-    channel = {"threshold": 0.4, "weights": dict.fromkeys(FEATURES, 0.01)}
+    channel = {"threshold": 0.4, "reach": 1.0, "weights": dict.fromkeys(FEATURES, 0.01)}
     object.__setattr__(random_model, "defaults", type(random_model.defaults)(proofread=channel))
     try:
         done = [
@@ -146,7 +145,7 @@ def test_random_weights_come_out_byte_for_byte(random_model: Model) -> None:
 def test_weights_of_other_features_are_refused() -> None:
     assert Channel.of({}) is None
     with pytest.raises(RequestError, match="weights for proofreading that this version doesn't know"):
-        Channel.of({"threshold": 0.5, "weights": {"bias": 1.0}})
+        Channel.of({"threshold": 0.5, "reach": 1.0, "weights": {"bias": 1.0}})
 
 
 def test_the_surest_of_those_that_meet() -> None:
@@ -209,15 +208,19 @@ def test_features_of_the_encode_role_by_hand(pieces: Pieces) -> None:
     log_p = log_softmax(rng.normal(size=(5, VOCAB)).astype(np.float32) * 2, (NULL,))
     g = one("g")
     own = [float(log_p[j, t]) for j, t in enumerate(tokens("gqgx"))]
-    got = reader.left(canvas, Proposal(1, (K,), 0.0, 0.0, 0.0), log_p)
+    spelt = [float(name == "letter") for name in FEATURES]
+    got = reader.left(canvas, Proposal(1, (K,), 0.0, 0.0, 0.0), spelt, log_p)
     odds = float(log_p[1, K]) - own[1]
-    around = (max(own[0], -12) + max(own[2], -12) + max(own[3], -12)) / 3
-    assert got == pytest.approx([odds, min(odds, 2.0), own[1], own[0], own[2], max(around, -6.0)], abs=1e-5)
+    around = max((max(own[0], -12) + max(own[2], -12) + max(own[3], -12)) / 3, -6.0)
+    want = [odds, min(odds, 2.0), own[1], own[0], own[2], around, own[1]]
+    assert got == pytest.approx(want, abs=1e-5)
+    other = [0.0] * len(FEATURES)
+    assert reader.left(canvas, Proposal(1, (K,), 0.0, 0.0, 0.0), other, log_p)[-1] == 0.0
     # a token goes: the one behind it comes first
-    got = reader.left(canvas, Proposal(1, (NULL,), 0.0, 0.0, 0.0), log_p)
+    got = reader.left(canvas, Proposal(1, (NULL,), 0.0, 0.0, 0.0), other, log_p)
     assert got[0] == pytest.approx(float(log_p[1, g]) - own[1], abs=1e-5)
     # one comes at the end: nothing is known of what stands there
-    got = reader.left(canvas, Proposal(4, (K,), 0.0, 0.0, 0.0), log_p)
+    got = reader.left(canvas, Proposal(4, (K,), 0.0, 0.0, 0.0), other, log_p)
     assert (got[0], got[2], got[4]) == (0.0, 0.0, 0.0)
 
 

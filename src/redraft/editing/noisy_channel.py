@@ -34,19 +34,24 @@ WORD = {"known": (0.0, 1.0), "made_known": (0.0, 1.0), "name": (0.0, 1.0), "leng
 # text.
 LEFT = {
     **{"left": (-10.0, 12.0), "left_low": (-10.0, 2.0), "text": (-25.0, 0.0)},
-    **{"last": (-12.0, 0.0), "next": (-12.0, 0.0), "around": (-6.0, 0.0)},
+    **{"last": (-12.0, 0.0), "next": (-12.0, 0.0), "around": (-6.0, 0.0), "spelt_text": (-25.0, 0.0)},
 }
-FEATURES = ("bias", *SLIPS, *BOTH, *WORD, *LEFT)
+# Some of them again, for slips in the spelling of a word alone: there they weigh otherwise.
+SPELT = {f"spelt_{name}": span for name, span in (WORD | {"doubt": BOTH["doubt"]}).items()}
+FEATURES = ("bias", *SLIPS, *BOTH, *WORD, *SPELT, *LEFT)
+SPELLING = ("letter", "letters")
 _STARTS = re.compile(r"(?:^|[.!?]|\n)\s*\Z")
 
 
 @dataclass(frozen=True)
 class Channel:
-    """weights: of FEATURES; threshold: from which probability a change is made. Raises RequestError for weights of
-    other features."""
+    """weights: of FEATURES; threshold: from which probability a change is made; reach: how much the encode role may add
+    to a score, as was seen where the weights were chosen: what it can't lift to the threshold isn't checked. Raises
+    RequestError for weights of other features."""
 
     weights: Mapping[str, float]
     threshold: float
+    reach: float
 
     def __post_init__(self) -> None:
         if set(self.weights) != set(FEATURES):
@@ -58,7 +63,7 @@ class Channel:
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Channel | None:
         """From the entry `proofread` of the defaults; None where there is none."""
-        return cls(told["weights"], told["threshold"]) if told else None
+        return cls(**told) if told else None
 
     @property
     def vector(self) -> np.ndarray:
@@ -82,36 +87,41 @@ class Reader:
             hunk = hunk_between(self.text(canvas.initial), self.text(changed))
             slip = slip_of(hunk)
             if slip is not None:
-                kinds = [1.0, *(float(slip == kind) for kind in SLIPS)]
-                found.append((proposal, [*kinds, *self._both(proposal), *self._word(hunk)]))
+                found.append((proposal, self._features(proposal, hunk, slip)))
             if len(found) == MOST:
                 break
         return found
 
-    def _both(self, p: Proposal) -> list[float]:
-        return _cut({"odds": p.odds, "odds_low": p.odds, "doubt": p.doubt, "fit": p.fit}, BOTH)
-
-    def _word(self, hunk: Hunk) -> list[float]:
+    def _features(self, p: Proposal, hunk: Hunk, slip: str) -> list[float]:
         before = hunk.before.strip()
+        both = _cut({"odds": p.odds, "odds_low": p.odds, "doubt": p.doubt, "fit": p.fit}, BOTH)
         seen = {
             "known": float(self._known(before)),
             "made_known": float(self._known(hunk.after)),
             "name": float(before[:1].isupper() and not _STARTS.search(hunk.left)),
             "length": float(len(before)),
         }
-        return _cut(seen, WORD)
+        spelt = {f"spelt_{k}": v if slip in SPELLING else 0.0 for k, v in (seen | {"doubt": p.doubt}).items()}
+        return [
+            *(1.0, *(float(slip == kind) for kind in SLIPS)),
+            *(*both, *_cut(seen, WORD), *_cut(spelt, SPELT)),
+        ]
 
-    def left(self, canvas: GivenCanvas, proposal: Proposal, log_p: np.ndarray) -> list[float]:
-        """LEFT, from the rows of the encode role; see Review.decide."""
+    def left(
+        self, canvas: GivenCanvas, proposal: Proposal, features: Sequence[float], log_p: np.ndarray
+    ) -> list[float]:
+        """LEFT, from the rows of the encode role (see Review.decide). features: the proposal's others."""
         standing = [t for t in canvas.initial if t != self.null]
         own = log_p[np.arange(len(standing)), standing].astype(np.float64)
         at = sum(t != self.null for t in canvas.initial[: proposal.start])
         end = at + sum(t != self.null for t in canvas.initial[proposal.start : proposal.stop])
         new = [*(t for t in proposal.slots if t != self.null), *standing[end : end + 1]]
         odds = float(log_p[at, new[0]]) - float(own[at]) if new and at < len(standing) else 0.0
+        spelt = any(features[FEATURES.index(kind)] for kind in SPELLING)
+        text = float(own[at:end].sum())
         others = np.concatenate((own[:at], own[end:])).clip(*LEFT["next"])
         seen = {
-            **{"left": odds, "left_low": odds, "text": float(own[at:end].sum())},
+            **{"left": odds, "left_low": odds, "text": text, "spelt_text": text if spelt else 0.0},
             "last": float(own[at - 1]) if at else 0.0,
             "next": float(own[end]) if end < len(standing) else 0.0,
             "around": float(others.mean()) if len(others) else 0.0,
@@ -135,29 +145,26 @@ class NoisyChannel:
 
     def __init__(self, reader: Reader, channel: Channel) -> None:
         self._reader, self._threshold = reader, channel.threshold
+        self._reach = channel.reach
         self._both, self._left = np.split(channel.vector, [len(FEATURES) - len(LEFT)])
-        # The most that the encode role could add: what can't come to the threshold needs no check.
-        self._best = sum(
-            max(w * low, w * high) for w, (low, high) in zip(self._left, LEFT.values(), strict=True)
-        )
-        self._scores: dict[Proposal, float] = {}
+        self._found: dict[Proposal, list[float]] = {}
 
     def propose(self, canvas: GivenCanvas, log_p: np.ndarray) -> list[Proposal]:
-        self._scores = {}
-        for proposal, features in self._reader.slips(canvas, log_p):
-            score = float(self._both @ features)
-            if probability(score + self._best) >= self._threshold:
-                self._scores[proposal] = score
-        return list(self._scores)
+        self._found = {
+            proposal: features
+            for proposal, features in self._reader.slips(canvas, log_p)
+            if probability(float(self._both @ features) + self._reach) >= self._threshold
+        }
+        return list(self._found)
 
     def decide(
         self, canvas: GivenCanvas, changes: Sequence[Change], log_p: np.ndarray
     ) -> list[tuple[Change, float]]:
         """`changes` are those that `propose` has just named."""
         sure: dict[Change, float] = {}
-        for proposal, score in self._scores.items():
-            left = self._reader.left(canvas, proposal, log_p)
-            sure[proposal] = probability(score + float(self._left @ left))
+        for proposal, features in self._found.items():
+            left = self._reader.left(canvas, proposal, features, log_p)
+            sure[proposal] = probability(float(self._both @ features) + float(self._left @ left))
         return chosen(sure, self._threshold)
 
 

@@ -97,15 +97,25 @@ class _Reading:
 
     def __init__(self, slots: np.ndarray, locked: np.ndarray, log_p: np.ndarray, null: int) -> None:
         self.slots, self.log_p, self.null = slots, log_p, null
-        rows = np.arange(len(slots))
         self.free = ~locked
-        self.own = log_p[rows, slots]
+        self.own = log_p[np.arange(len(slots)), slots]
+        self.top = np.repeat(slots[:, None], TOP + 1, axis=1)
+        self.other = slots.copy()
+        self.loose = np.zeros(len(slots), dtype=bool)
+        # Where what stands is this likely, nothing else comes within DEEPEST of it.
+        doubted = np.flatnonzero(self.free & (self.own < -np.log1p(np.exp(DEEPEST))))
+        if len(doubted):
+            self._rank(doubted)
+        self.best = self.top[:, 0]
+
+    def _rank(self, rows: np.ndarray) -> None:
+        """The likeliest tokens of some slots."""
+        log_p, slots = self.log_p[rows], self.slots[rows]
         top = np.argpartition(-log_p, TOP, axis=1)[:, : TOP + 1]
         order = np.argsort(-np.take_along_axis(log_p, top, 1), axis=1, kind="stable")
-        self.top = np.take_along_axis(top, order, 1)
-        self.best = self.top[:, 0]
-        self.other = np.where(self.best != slots, self.best, self.top[:, 1])
-        self.loose = self.free & (log_p[rows, self.other] - self.own > DEEPEST)
+        self.top[rows] = top = np.take_along_axis(top, order, 1)
+        self.other[rows] = other = np.where(top[:, 0] != slots, top[:, 0], top[:, 1])
+        self.loose[rows] = log_p[np.arange(len(rows)), other] - self.own[rows] > DEEPEST
 
     def proposal(self, start: int, new: list[int]) -> Proposal | None:
         """None where it leaves the text as it is."""

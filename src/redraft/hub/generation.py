@@ -26,9 +26,8 @@ class GenerationDefaults:
     probability from which a settled token is overwritten, None never. slide: leading settled slots that leave
     the canvas at once, 0 to commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
     its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
-    None for canvas_length. proofread: {"threshold", "weights"} of editing.noisy_channel, empty where the AR self has no
-    say in proofreading. effort: for each level of the dial the
-    settings it changes.
+    None for canvas_length. proofread: {"threshold", "reach", "weights"} of editing.noisy_channel, empty where the AR
+    self has no say in proofreading. effort: for each level of the dial the settings it changes.
     """
 
     canvas_length: int | Literal["auto"] = 16
@@ -66,7 +65,7 @@ class GenerationDefaults:
             )
         if not _is_channel(values.get("proofread", {})):
             raise RequestError(
-                f"{source}: proofread must hold a threshold from 0 to 1 and weights, a number for each name"
+                f"{source}: proofread must hold threshold (from 0 to 1), reach and weights, a number for each name"
             )
         for prefix, settings in [
             ("", values),
@@ -143,14 +142,15 @@ class _Rule:
 
 
 def _is_channel(told: Any) -> bool:
-    """Whether `proofread` is empty or has its two entries."""
+    """Whether `proofread` is empty or has its three entries."""
     if told == {}:
         return True
-    if not isinstance(told, dict) or told.keys() != {"threshold", "weights"}:
+    if not isinstance(told, dict) or told.keys() != {"threshold", "reach", "weights"}:
         return False
     weights = told["weights"]
     return (
         _RULES["threshold"].allows(told["threshold"])
+        and _WEIGHT.allows(told["reach"])
         and isinstance(weights, dict)
         and all(_WEIGHT.allows(weight) for weight in weights.values())
     )
