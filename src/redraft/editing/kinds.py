@@ -92,8 +92,15 @@ def _before(text: str, tail: int) -> str:
 
 
 def _common(a: str, b: str) -> int:
-    """Characters that both begin with."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Characters that both begin with, by bisection."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _capitals(text: str) -> int:

@@ -81,10 +81,15 @@ class Reader:
     def slips(self, canvas: GivenCanvas, log_p: np.ndarray) -> list[tuple[Proposal, list[float]]]:
         """Proposals that undo a slip, the likeliest, MOST at most (redraft.editing.proposals); with each its features
         but for LEFT, which need an encode pass."""
-        found = []
+        found: list[tuple[Proposal, list[float]]] = []
+        parts = [b"" if t == self.null else self.pieces[t] for t in canvas.initial]
+        ends = np.cumsum([0, *map(len, parts)]).tolist()
+        data = b"".join(parts)
+        old = data.decode("utf-8", "replace")
         for proposal in proposals(canvas, log_p, self.null, self.pieces, self.spelling):
-            changed = (*canvas.initial[: proposal.start], *proposal.slots, *canvas.initial[proposal.stop :])
-            hunk = hunk_between(self.text(canvas.initial), self.text(changed))
+            changed = self.pieces.join([t for t in proposal.slots if t != self.null])
+            new = data[: ends[proposal.start]] + changed + data[ends[proposal.stop] :]
+            hunk = hunk_between(old, new.decode("utf-8", "replace"))
             slip = slip_of(hunk)
             if slip is not None:
                 found.append((proposal, self._features(proposal, hunk, slip)))

@@ -15,8 +15,9 @@ from redraft.engine.given import GivenCanvas
 from redraft.engine.review import Change
 
 DEEPEST = -2.5  # log odds of a proposal, at least, for each slot
+FAINTEST = -9.0  # log probability of a token proposed for a slot, at least
 TOP = 3  # tokens proposed for a slot, at most
-LONGEST = 5  # slots of a proposal in doubt as a whole
+LONGEST = 3  # slots of a proposal in doubt as a whole
 DOUBT = -1.0  # log probability of a word's least likely token, below which its spelling is doubted
 _FIRST, _MORE = re.compile(rb" ?[A-Za-z]+"), re.compile(rb"[A-Za-z]+")
 
@@ -99,23 +100,29 @@ class _Reading:
         self.slots, self.log_p, self.null = slots, log_p, null
         self.free = ~locked
         self.own = log_p[np.arange(len(slots)), slots]
-        self.top = np.repeat(slots[:, None], TOP + 1, axis=1)
-        self.other = slots.copy()
+        self.best, self.other = slots.copy(), slots.copy()
+        self.others: dict[int, list[int]] = {}
         self.loose = np.zeros(len(slots), dtype=bool)
         # Where what stands is this likely, nothing else comes within DEEPEST of it.
         doubted = np.flatnonzero(self.free & (self.own < -np.log1p(np.exp(DEEPEST))))
         if len(doubted):
             self._rank(doubted)
-        self.best = self.top[:, 0]
 
     def _rank(self, rows: np.ndarray) -> None:
-        """The likeliest tokens of some slots."""
-        log_p, slots = self.log_p[rows], self.slots[rows]
-        top = np.argpartition(-log_p, TOP, axis=1)[:, : TOP + 1]
-        order = np.argsort(-np.take_along_axis(log_p, top, 1), axis=1, kind="stable")
-        self.top[rows] = top = np.take_along_axis(top, order, 1)
-        self.other[rows] = other = np.where(top[:, 0] != slots, top[:, 0], top[:, 1])
-        self.loose[rows] = log_p[np.arange(len(rows)), other] - self.own[rows] > DEEPEST
+        """The tokens that come near what stands in some slots."""
+        # Few tokens of a vocabulary come near what stands: finding them is cheaper than ranking all.
+        least = np.maximum(self.own[rows] + DEEPEST, FAINTEST)[:, None]
+        near, tokens = np.nonzero(self.log_p[rows] > least)
+        likely = self.log_p[rows[near], tokens]
+        order = np.lexsort((tokens, -likely, near))
+        first = np.searchsorted(near, np.arange(len(rows)))
+        for row, start, stop in zip(rows.tolist(), first, [*first[1:], len(near)], strict=True):
+            ranked = tokens[order[start:stop]].tolist()
+            others = [token for token in ranked if token != self.slots[row]]
+            if others:
+                self.best[row] = ranked[0]
+                self.other[row], self.others[row] = others[0], others[:TOP]
+                self.loose[row] = True
 
     def proposal(self, start: int, new: list[int]) -> Proposal | None:
         """None where it leaves the text as it is."""
@@ -133,10 +140,8 @@ class _Reading:
             yield start, self.best[start:stop].tolist()
 
     def singles(self) -> Iterator[tuple[int, list[int]]]:
-        for slot in np.flatnonzero(self.loose).tolist():
-            for token in self.top[slot, :TOP].tolist():
-                if token != self.slots[slot] and self.log_p[slot, token] - self.own[slot] > DEEPEST:
-                    yield slot, [token]
+        for slot, tokens in self.others.items():
+            yield from ((slot, [token]) for token in tokens)
 
     def doubtful(self) -> Iterator[tuple[int, list[int]]]:
         """Slots in a row that may each hold another token, and parts of such rows."""
