@@ -142,3 +142,37 @@ def corrector(table: dict[int, int], sure: float = 0.95) -> Answers:
         return [(table.get(token, token), sure) for token in canvas]
 
     return answers
+
+
+class Heard(Scripted):
+    """A scripted network whose encode role is sure of what `follows` says: of the tokens so far, the next."""
+
+    def __init__(self, answers: Answers, follows: Callable[[list[int]], int | None], **changes: Any) -> None:
+        super().__init__(answers, **changes)
+        self._follows = follows
+        self.checked: list[tuple[list[int], list[int]]] = []
+
+    def _forward(self, p: Pass) -> PassResult:
+        result = super()._forward(p)
+        if p.encode_logits != "all":
+            return result
+        assert isinstance(p.context, Clean)
+        before = len(p.context.tokens) - len(p.encode)
+        self.checked.append((p.context.tokens[:before], p.encode.tolist()))
+        for row in range(len(p.encode)):
+            token = self._follows(p.context.tokens[: before + row + 1])
+            if token is not None:
+                result.encode[row, token] = 12.0
+        return result
+
+
+def proofreader(
+    answers: Answers, follows: Callable[[list[int]], int | None], threshold: float = 0.5, **weights: float
+) -> tuple[Model, Heard]:
+    """A model that asks its AR self about corrections, with these weights and 0 for all other features."""
+    from redraft.editing.noisy_channel import FEATURES
+
+    backend = Heard(answers, follows)
+    channel = {"threshold": threshold, "reach": 12.0, "weights": dict.fromkeys(FEATURES, 0.0) | weights}
+    defaults = GenerationDefaults(canvas_length=16, threshold=0.6, max_new_tokens=64, proofread=channel)
+    return Model("heard", backend, Tokenizer(FAST, ChatTemplate(TEMPLATE)), defaults), backend

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from redraft.errors import RequestError
 from redraft.evaluation.editors import (
+    OUTCOMES,
     Pair,
     choose_threshold,
     compare,
     edited,
+    example_lines,
+    examples,
     lines,
     load_pairs,
     nothing,
@@ -223,7 +226,21 @@ def test_editors_side_by_side() -> None:
     assert ours["seen"]["correction"] == {"precision": 1.0, "recall": 1.0, "f05": 1.0}
     assert ours["unseen"]["detection"]["recall"] == 0.0
     assert ours["kinds"]["typo"]["mended"] == 6
-    assert ours["false"] == []
+    looked = ours["examples"]
+    assert {name: len(texts) for name, texts in looked.items()} == {
+        "mended": 6,
+        "wrong": 0,
+        "missed": 1,
+        "false": 0,
+    }
+    assert looked["missed"] == [
+        {
+            "text": "I want to go the park.",
+            "edited": "I want to go the park.",
+            "right": GOOD,
+            "kind": "word_dropped",
+        }
+    ]
     assert told["editors"]["nothing"]["all"]["edits"] == 0
     shown = lines(told)
     assert shown[0] == "57 texts, 7 with an error"
@@ -231,9 +248,27 @@ def test_editors_side_by_side() -> None:
     assert "| nothing, kinds not seen | – | 0.0 | 0.0 | – | 0.0 | 0.0 | – | – |" in shown
 
 
-def test_what_was_edited_falsely_can_be_looked_at() -> None:
-    told = compare({"loud": str.upper}, [Pair("ok.", "ok.")])
-    assert told["editors"]["loud"]["false"] == [{"text": "ok.", "edited": "OK."}]
+def test_texts_of_each_outcome_can_be_looked_at() -> None:
+    triples = [
+        Triple(GOOD, TYPO, GOOD, "typo"),
+        Triple(GOOD, TYPO, "I went to go to the park.", "typo"),
+        Triple(GOOD, TYPO, "I wnat to go to the bark.", "typo"),
+        Triple(GOOD, GOOD, "I want to go in the park."),
+        Triple(GOOD, GOOD, GOOD),
+    ]
+    found = examples(triples)
+    assert {name: [text["edited"] for text in texts] for name, texts in found.items()} == {
+        name: [t.edited] for name, t in zip(OUTCOMES, triples, strict=False)
+    }
+    assert found["false"] == [{"text": GOOD, "edited": "I want to go in the park."}]
+    assert [len(texts) for texts in examples(triples * 3, 2).values()] == [2, 2, 2, 2]
+    assert example_lines({"editors": {"diffusion": {"examples": found}}}) == [
+        "- mended: `` I wnat to go to `` → `` I want to go to ``",
+        "- wrong: `` I wnat to go to `` → `` I went to go to `` (right: `` I want to go to the park. ``)",
+        "- missed: `` I wnat to go to the park. `` (right: `` I want to go to the park. ``)",
+        "- false: `` want to go to the park. `` → `` want to go in the park. ``",
+    ]
+    assert example_lines({"editors": {"diffusion": {}}}) == []
     assert edited(str.upper, [Pair("a", "b", "c")]) == [Triple("a", "b", "B", "c")]
 
 
@@ -256,6 +291,9 @@ def test_a_model_at_the_threshold_that_validation_chooses() -> None:
     assert told["editors"]["diffusion"]["unseen"]["errors"] == 1
     assert told["editors"]["AR rewriting"]["seen"]["false_edits"] == 1.0
     assert lines(told)[-1] == "threshold 0.6, chosen on validation texts"
+    told = proofreading(Model(), [], [*PAIRS, strange], threshold=0.4)  # type: ignore[arg-type]
+    assert told["threshold"] == 0.4
+    assert told["editors"]["diffusion"]["all"]["false_edits"] == 0.4
 
 
 def test_rewriting_is_asked_for_as_the_model_was_taught() -> None:

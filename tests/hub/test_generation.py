@@ -43,6 +43,12 @@ def test_what_a_file_says_replaces_the_defaults(tmp_path: Path) -> None:
         ({"effort": ["low"]}, "effort must map each level"),
         ({"step_costs": {"eight": 1}}, "step_costs must map canvas lengths"),
         ({"step_costs": {"8": 0}}, "step_costs must map canvas lengths"),
+        (
+            {"proofread": {"threshold": 0.5}},
+            r"proofread must hold threshold \(from 0 to 1\), reach and weights",
+        ),
+        ({"proofread": {"threshold": 2, "reach": 1, "weights": {}}}, "proofread must hold"),
+        ({"proofread": {"threshold": 1, "reach": 1, "weights": {"bias": True}}}, "proofread must hold"),
         ({"effort": {"low": {"top_k": -1}}}, r"effort\.low\.top_k must be a whole number from 0 up, not -1"),
     ],
 )

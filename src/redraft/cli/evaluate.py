@@ -180,12 +180,13 @@ def _proofread(
     model: Model, data: Path, limit: int | None, seed: int, watched: Progress
 ) -> tuple[dict[str, Any], list[str]]:
     from redraft.evaluation.damaged import pairs_of
-    from redraft.evaluation.editors import Proofreader, lines, proofreading
+    from redraft.evaluation.editors import Proofreader, example_lines, lines, proofreading
     from redraft.evaluation.writing import machine
 
     valid, test = pairs_of(data, model.tokenizer, limit, seed)
-    told = proofreading(cast(Proofreader, model), valid, test, watched) | machine(model)
-    return told, lines(told)
+    stored = model.defaults.proofread.get("threshold")
+    told = proofreading(cast(Proofreader, model), valid, test, watched, stored) | machine(model)
+    return told, [*lines(told), "", *example_lines(told)]
 
 
 def _on_turns(

@@ -15,6 +15,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.editing.pieces import Pieces
 from redraft.engine import Commit, GivenCanvas, Request, Step
+from redraft.engine.review import Review
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings
 
@@ -141,10 +142,11 @@ class Editor:
         sample: int,
         open_end: bool = False,
         nulls: bool = True,
+        review: Review | None = None,
         **sampler: Any,
     ) -> Request:
         """sampler: settings other than the editor's. open_end: whether the answer may end itself (EOS). nulls: whether
-        a slot may stay empty."""
+        a slot may stay empty. review: see Request."""
         free = ((self.null,) if nulls else ()) + (self.config.eos_token_ids if open_end else ())
         banned = tuple(token for token in self.pieces.silent if token not in free)
         longest = max(len(canvas.initial) for canvas in canvases)
@@ -160,4 +162,5 @@ class Editor:
             canvases=tuple(canvases),
             banned=banned,
             sharp=False,
+            review=review,
         )

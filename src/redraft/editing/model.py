@@ -15,6 +15,7 @@ from redraft.editing.editor import Editor
 from redraft.editing.fill import fill
 from redraft.editing.gap import CANDIDATES, Limits
 from redraft.editing.hunks import Edit
+from redraft.editing.noisy_channel import Channel, NoisyChannel, Reader
 from redraft.editing.pieces import Pieces
 from redraft.editing.selection import rewrite
 from redraft.editing.stream import EditStream, Filling, Started, edited, filling
@@ -25,10 +26,8 @@ from redraft.hub import GenerationDefaults
 from redraft.hub.tokenizer import Tokenizer, check_text
 from redraft.sampling import SamplerSettings
 
-PROOFREAD, INSTRUCT = (
-    (0.9, 2),
-    (0.5, 4),
-)  # from which probability a token is revised, and passes a window at most
+# From which probability a token is revised, and passes a window at most.
+PROOFREAD, INSTRUCT = (0.9, 2), (0.5, 4)
 
 
 class Editable(ABC):
@@ -126,12 +125,13 @@ class Editable(ABC):
         With an instruction the text is edited by it, within the spans if there are any. With spans alone (half-open
         offsets in code points), lines (first, last; from 1, both included) or a regex their text is written anew:
         strength is the share of their tokens that are opened (1: all), max_tokens the most slots that may be added to
-        each 16 tokens (None: as many as were opened). With neither the text is proofread: tokens that the model doubts
-        are corrected.
+        each 16 tokens (None: as many as were opened). With neither the text is proofread: what the model doubts is
+        corrected, and where its defaults say how (generation_config.json: proofread) the AR self is asked as well.
 
-        threshold: from which probability of another token a token is revised (0.9, with an instruction 0.5); for a
-        selection, from which a slot settles. steps: evaluations a window at most. context: what is read before
-        everything, such as messages. sampling: effort, temperature, top_p, top_k as for `request`. Raises
+        threshold: from which probability of another token a token is revised (0.9, with an instruction 0.5), or from
+        which a correction that the AR self was asked about is made (the model's own); for a selection, from which a
+        slot settles. steps: evaluations a window at most; given, the AR self isn't asked. context: what is read
+        before everything, such as messages. sampling: effort, temperature, top_p, top_k as for `request`. Raises
         RequestError, one line, for anything that can't be.
         """
         check_text(text)
@@ -159,15 +159,31 @@ class Editable(ABC):
             if chosen and all(start == end for start, end in chosen):
                 raise RequestError("the selection is empty: an instruction needs text to change")
             windows = Windows(editor, text, chosen or [(0, len(text))], instruction)
-            usual = (0.9, 2) if instruction is None else (0.5, 4)
+            usual = PROOFREAD if instruction is None else INSTRUCT
+            review = self._review(threshold) if instruction is None and steps is None else None
             done = windows.edit(
-                usual[0] if threshold is None else threshold, usual[1] if steps is None else steps
+                usual[0] if threshold is None else threshold, usual[1] if steps is None else steps, review
             )
         return EditStream(self.name, self._open, done, lambda parts, stream: edited(text, parts, stream))
 
     @cached_property
     def _pieces(self) -> Pieces:
         return Pieces(self.tokenizer, self.config.vocab_size)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What proofreading knows of the model's tokens."""
+        assert self.config.null_token_id is not None
+        return Reader(self._pieces, self.config.vocab_size, self.config.null_token_id)
+
+    def _review(self, threshold: float | None) -> NoisyChannel | None:
+        """How proposed corrections are checked, for a model that knows how."""
+        channel = Channel.of(self.defaults.proofread)
+        if channel is None or self.config.layout != "causal_context":
+            return None
+        return NoisyChannel(
+            self.reader, channel if threshold is None else dataclasses.replace(channel, threshold=threshold)
+        )
 
     def _editor(self, seed: int | None, context: Any | None, sampling: dict[str, Any]) -> Editor:
         names = {"temperature", "top_p", "top_k", "threshold", "steps"}

@@ -18,6 +18,7 @@ from redraft.editing.editor import Answer, Ask, Editor, Steps
 from redraft.editing.hunks import Part
 from redraft.editing.spans import Span
 from redraft.engine import GivenCanvas
+from redraft.engine.review import Review
 from redraft.errors import RequestError
 
 EVERY = 8  # tokens between two null slots
@@ -91,10 +92,10 @@ class Windows:
             sources.append(at if at >= 0 else sources[-1])
         return Window(start, stop, GivenCanvas(initial, locked, committed), tuple(sources))
 
-    def edit(self, threshold: float, passes: int) -> Steps[list[Part]]:
+    def edit(self, threshold: float, passes: int, review: Review | None = None) -> Steps[list[Part]]:
         """Denoises the windows in order: a token is revised where another is likelier than `threshold`, in up to
-        `passes` evaluations a window, of which a window without a revision takes one. Returns what became of each
-        token."""
+        `passes` evaluations a window, of which a window without a revision takes one. With a review what it makes of
+        each window decides instead. Returns what became of each token."""
         settings: dict[str, Any] = {
             "edit_threshold": threshold,
             "edit_spread": True,
@@ -105,7 +106,9 @@ class Windows:
         while number < len(self.windows):
             prompt, until = self._prompt(self.windows[number:])
             batch = self._fitting(number, len(prompt), until)
-            request = self._editor.request(prompt, [w.canvas for w in batch], number, **settings)
+            request = self._editor.request(
+                prompt, [w.canvas for w in batch], number, review=review, **settings
+            )
             first = self._bytes[batch[0].start]
             before = self._editor.pieces.join([t for out in self._out[: batch[0].start] for t in out])
             after = self._text.encode()[first:]

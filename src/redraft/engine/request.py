@@ -11,6 +11,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.adaptive import StepCosts
 from redraft.engine.given import GivenCanvas
+from redraft.engine.review import Review
 from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
 from redraft.sampling.grammar import Allow
@@ -58,6 +59,9 @@ class Request:
 
     watched: False when nobody looks at the steps: the answer's events are its commits alone, and it comes a little
     sooner.
+
+    review: for decode "edit": what proposes changes of the canvases and decides on them once the AR self has read the
+    text as it stands; None: canvases are denoised as the sampler says.
     """
 
     prompt: tuple[int, ...]
@@ -83,6 +87,7 @@ class Request:
     check_ratio: float | None = None
     watched: bool = True
     allow: Allow | None = None
+    review: Review | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(int(t) for t in self.prompt))
@@ -167,6 +172,10 @@ class Request:
             raise RequestError(f"{how} writes from left to right and can't keep given slots")
         if bool(self.canvases) != (self.decode == "edit"):
             raise RequestError("decode edit and given canvases go together: fill and edit make such requests")
+        if self.review is not None and (not self.canvases or config.layout != "causal_context"):
+            raise RequestError(
+                "a review is for given canvases and a model with causal context: leave it out (decode edit alone)"
+            )
         self._check_grammar()
         outside = [t for t in self.prompt if not 0 <= t < config.vocab_size]
         if outside:

@@ -36,12 +36,17 @@ def made_pairs(
     Raises RequestError when there are fewer different texts of 3 words and LONGEST characters at most.
     """
     rng = Random(f"pairs {seed}")
-    fit = [t for t in dict.fromkeys(texts) if len(t) <= LONGEST and len(t.split()) >= 3]
+    fit = _fit(texts)
     if len(fit) < count:
         raise RequestError(
             f"there are {len(fit)} texts to proofread, not {count}: ask for fewer with --limit"
         )
     return [_pair(text, rng, seen, unseen) for text in rng.sample(fit, count)]
+
+
+def _fit(texts: Sequence[str]) -> list[str]:
+    """Different texts, neither too long nor too short."""
+    return [t for t in dict.fromkeys(texts) if len(t) <= LONGEST and len(t.split()) >= 3]
 
 
 def _pair(text: str, rng: Random, seen: Damage, unseen: Damage | None) -> Pair:
@@ -75,17 +80,31 @@ def pairs_of(
     """
     if (folder / VALID).exists() or (folder / TEST).exists():
         return load_pairs(folder / VALID), load_pairs(folder / TEST)
-    from redraft.training.data import Corpus
-
-    corpora = [Corpus(folder, split) for split in ("valid", "test")]
     from redraft.training.damage import UNSEEN as KEPT_OUT
     from redraft.training.damage import damage
 
     def kept_out(text: Words, rng: Random) -> tuple[Words, str] | None:
         return damage(text, rng, only=KEPT_OUT)
 
-    made = []
-    for corpus, unseen in zip(corpora, (None, kept_out), strict=True):
-        texts = list(turns([corpus[i] for i in range(len(corpus))], tokenizer))
-        made.append(made_pairs(texts, limit or 400, seed, damage, unseen))
+    made = [
+        made_pairs(split_texts(folder, split, tokenizer), limit or 400, seed, damage, unseen)
+        for split, unseen in (("valid", None), ("test", kept_out))
+    ]
     return made[0], made[1]
+
+
+def tuning_pairs(folder: Path, tokenizer: Tokenizer, most: int, seed: int) -> list[Pair]:
+    """`most` texts of the valid split of a prepared folder, or all there are, half of them with an error of the kinds
+    that are trained on."""
+    from redraft.training.damage import damage
+
+    texts = split_texts(folder, "valid", tokenizer)
+    return made_pairs(texts, min(most, len(_fit(texts))), seed, damage)
+
+
+def split_texts(folder: Path, split: str, tokenizer: Tokenizer) -> list[str]:
+    """All turns of a split of a prepared folder."""
+    from redraft.training.data import Corpus
+
+    corpus = Corpus(folder, split)
+    return list(turns([corpus[i] for i in range(len(corpus))], tokenizer))

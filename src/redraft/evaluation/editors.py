@@ -16,13 +16,15 @@ import numpy as np
 
 from redraft.errors import RequestError
 from redraft.evaluation.numbers import table
-from redraft.evaluation.proofread import Counts, Triple, score, score_by_kind
+from redraft.evaluation.proofread import Counts, Triple, changes, count, pieces, score, score_by_kind
 from redraft.evaluation.writing import Progress
 from redraft.hub.tokenizer import Tokenizer
 
 Editor = Callable[[str], str]
 ByThreshold = Callable[[str, float], str]
 MOST_FALSE = 0.02  # of the texts without error
+OUTCOMES = ("mended", "wrong", "missed", "false")
+EXAMPLES = 20  # of each outcome
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 VALID, TEST = "proofread_valid.jsonl", "proofread_test.jsonl"
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
@@ -162,8 +164,7 @@ def compare(
 ) -> dict[str, Any]:
     """Each editor on the same texts: all kinds together, those in training, those not (`unseen`), and each alone.
 
-    seconds: of the editor, a text, on average; false: the untouched texts that were edited, at most 20, to be looked
-    at.
+    seconds: of the editor, a text, on average; examples: texts to be looked at, see `examples`.
     """
     out = {}
     for name, editor in editors.items():
@@ -172,46 +173,67 @@ def compare(
         seconds = (time.perf_counter() - start) / max(1, len(pairs))
         strange = [t for t in triples if t.kind in unseen]
         familiar = [t for t in triples if t.kind not in unseen]
-        false = [
-            {"text": t.damaged, "edited": t.edited} for t in triples if not t.kind and t.edited != t.damaged
-        ]
         out[name] = {
             "seconds": seconds,
             "all": score(triples).told(),
             "seen": score(familiar).told(),
             "unseen": score(strange).told(),
             "kinds": {kind: counts.told() for kind, counts in score_by_kind(triples).items()},
-            "false": false[:20],
+            "examples": examples(triples),
         }
     return {"texts": len(pairs), "errors": sum(bool(p.kind) for p in pairs), "editors": out}
 
 
-def proofreading(
-    model: Proofreader, valid: Sequence[Pair], test: Sequence[Pair], progress: Progress = lambda text: None
-) -> dict[str, Any]:
-    """`compare` on test texts: the model at the threshold that the validation texts choose, against doing nothing, its
-    AR self rewriting the text, and a spelling dictionary where symspellpy is installed.
+def examples(triples: Sequence[Triple], most: int = EXAMPLES) -> dict[str, list[dict[str, str]]]:
+    """The first texts of each outcome, at most `most`: mended; wrong (edited at the error, but not mended); missed
+    (left as they were, or edited elsewhere); false (edited without an error: also what is wrong in the corpus
+    itself)."""
+    out: dict[str, list[dict[str, str]]] = {name: [] for name in OUTCOMES}
+    for triple in triples:
+        counts = count(triple)
+        if triple.original == triple.damaged:
+            name = "false" if counts.falsely_edited else None
+        else:
+            name = "mended" if counts.mended else "wrong" if counts.found else "missed"
+        if name is not None and len(out[name]) < most:
+            told = {"text": triple.damaged, "edited": triple.edited}
+            out[name].append(told | ({"right": triple.original, "kind": triple.kind} if triple.kind else {}))
+    return out
 
-    Kinds of error that the validation texts lack count as not seen. threshold: None where every one edits too many
-    right texts; the model then stands with the strictest.
+
+def proofreading(
+    model: Proofreader,
+    valid: Sequence[Pair],
+    test: Sequence[Pair],
+    progress: Progress = lambda text: None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """`compare` on test texts: the model at `threshold`, or else at the one that the validation texts choose, against
+    doing nothing, its AR self rewriting the text, and a spelling dictionary where symspellpy is installed.
+
+    Kinds of error that the validation texts lack count as not seen. In what is told threshold is None where every one
+    edits too many right texts; the model then stands with the strictest.
     """
 
     def at(text: str, threshold: float) -> str:
         return str(model.edit(text, threshold=threshold).text)
 
-    progress(f"choosing a threshold on {len(valid)} texts")
-    choice = choose_threshold(at, valid, THRESHOLDS)
-    threshold = choice.threshold if choice else THRESHOLDS[-1]
+    best = threshold
+    if best is None:
+        progress(f"choosing a threshold on {len(valid)} texts")
+        choice = choose_threshold(at, valid, THRESHOLDS)
+        best = choice and choice.threshold
+    limit = THRESHOLDS[-1] if best is None else best
     editors: dict[str, Editor] = {
         "nothing": nothing,
-        "diffusion": lambda text: at(text, threshold),
+        "diffusion": lambda text: at(text, limit),
         "AR rewriting": rewriting(model, lambda text: rewrite_prompt(model.tokenizer, text)),
     }
     if find_spec("symspellpy") is not None:
         editors["symspellpy"] = spelling()
     progress(f"{len(editors)} editors on {len(test)} texts")
     unseen = sorted({p.kind for p in test} - {p.kind for p in valid})
-    chosen = {"threshold": choice and choice.threshold, "most_false": MOST_FALSE, "unseen": unseen}
+    chosen = {"threshold": best, "most_false": MOST_FALSE, "unseen": unseen}
     return chosen | compare(editors, test, unseen)
 
 
@@ -239,6 +261,31 @@ def lines(told: Mapping[str, Any]) -> list[str]:
             else "no threshold keeps to the limit",
         ]
     return out
+
+
+def example_lines(told: Mapping[str, Any], most: int = 6, editor: str = "diffusion") -> list[str]:
+    """A Markdown list of what an editor made of some texts: a few of each outcome, the changed part in context."""
+    out = []
+    for name, texts in told["editors"][editor].get("examples", {}).items():
+        for text in texts[:most]:
+            wanted = f" (right: {_shown(text['right'])})" if name in ("wrong", "missed") else ""
+            made = _shown(text["text"]) if name == "missed" else _difference(text["text"], text["edited"])
+            out.append(f"- {name}: {made}{wanted}")
+    return out
+
+
+def _shown(text: str) -> str:
+    """As code in Markdown, on one line."""
+    return "`` " + " ".join(text.split()).replace("``", "` `") + " ``"
+
+
+def _difference(before: str, after: str, around: int = 3) -> str:
+    """Both texts where they differ, with some pieces around."""
+    old, new = pieces(before), pieces(after)
+    found = changes(old, new)
+    first, last = max(0, found[0].start - around), found[-1].stop + around
+    behind = max(0, len(old) - last)
+    return f"{_shown(''.join(old[first:last]))} → {_shown(''.join(new[first : len(new) - behind]))}"
 
 
 def _percent(value: float | None) -> str:

@@ -354,6 +354,12 @@ def proofread(results: Results) -> str:
     return "\n".join(lines(results["proofread"]))
 
 
+def proofread_examples(results: Results) -> str:
+    from redraft.evaluation.editors import example_lines
+
+    return "\n".join(example_lines(results["proofread"]))
+
+
 def filling(results: Results) -> str:
     told = results["filling"]
     rows = [
@@ -393,6 +399,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "backends": (backends, "backends"),
     "peers": (peers, "speed"),
     "proofread": (proofread, "proofread"),
+    "proofread_examples": (proofread_examples, "proofread"),
     "filling": (filling, "filling"),
     "likelihood": (likelihood, "likelihood"),
     "training": (training, "training"),

@@ -40,6 +40,7 @@ AT_LEVEL = (
     "speed",
     "latency",
 )  # measured at the fastest level that is as good as AR; the others set their canvases
+TUNING_TEXTS = 4000
 PARTS = ("likelihood", "samples", *BENCHES, "proofread", "filling", "frontier_before", "training")
 
 
@@ -84,6 +85,9 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     wanted = arguments.only or PARTS
     data = arguments.data
     options = Options(arguments.model, arguments.backend, folder, data, quick=arguments.quick)
+    if "proofread" in wanted and arguments.tune and data is not None:
+        tune_proofreading(folder, model, data, arguments.quick, say)
+        model = redraft.load(arguments.model, backend=arguments.backend)
     if "training" in wanted and arguments.runs:
         on = arguments.machine or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
         results["training"] = [training_cost(run, on) for run in arguments.runs]
@@ -130,7 +134,8 @@ def _edits(
         from redraft.evaluation.editors import proofreading
 
         valid, test = pairs_of(data, model.tokenizer, 4 if quick else 1000, seed=0)
-        results["proofread"] = proofreading(model, valid, test, say) | machine(model)
+        stored = model.defaults.proofread.get("threshold")
+        results["proofread"] = proofreading(model, valid, test, say, stored) | machine(model)
     if "filling" in wanted:
         from redraft.evaluation.filling import filling
         from redraft.training.data import Corpus
@@ -152,6 +157,21 @@ def _costs_here(model: Model, data: Path | None) -> dict[str, float]:
     """What an evaluation costs by canvas length on this machine, which canvases of changing length choose by."""
     (prompt,) = pick_prompts(load_dialogues(model.tokenizer, data), 1, 1)
     return step_costs(costs(model, unpadded(model.backend), prompt))
+
+
+def tune_proofreading(
+    folder: Path, model: Model, data: Path, quick: bool, say: Callable[[str], None]
+) -> None:
+    """Chooses how proofreading weighs what canvas and AR self say, on validation texts."""
+    from redraft.evaluation.channel import NothingToLearn, tuned_channel
+    from redraft.evaluation.damaged import tuning_pairs
+
+    pairs = tuning_pairs(data, model.tokenizer, 60 if quick else TUNING_TEXTS, seed=1)
+    say(f"tuning proofreading on {len(pairs)} texts")
+    try:
+        tune(folder, lambda raw: tuned_channel(raw, model, pairs))
+    except NothingToLearn as error:
+        say(f"{error}: it stays as it was")
 
 
 def _no_worse(model: Model) -> str | None:

@@ -27,8 +27,8 @@ class GenerationDefaults:
     to noise; None never, one of the two at most. slide: leading settled slots that leave the canvas at once, 0 to
     commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
     its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
-    None for canvas_length. effort: for each level of the dial the
-    settings it changes.
+    None for canvas_length. proofread: {"threshold", "reach", "weights"} of editing.noisy_channel, empty where the AR
+    self has no say in proofreading. effort: for each level of the dial the settings it changes.
     """
 
     canvas_length: int | Literal["auto"] = 16
@@ -44,6 +44,7 @@ class GenerationDefaults:
     draft_length: int | None = None
     max_new_tokens: int = 256
     step_costs: Mapping[str, float] = field(default_factory=dict)
+    proofread: Mapping[str, Any] = field(default_factory=dict)
     effort: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -63,6 +64,10 @@ class GenerationDefaults:
         if not known_costs:
             raise RequestError(
                 f"{source}: step_costs must map canvas lengths to costs above 0, not {costs!r}"
+            )
+        if not _is_channel(values.get("proofread", {})):
+            raise RequestError(
+                f"{source}: proofread must hold threshold (from 0 to 1), reach and weights, a number for each name"
             )
         for prefix, settings in [
             ("", values),
@@ -138,7 +143,23 @@ class _Rule:
         return f"{what} {span}{other}" + (" or null" if self.optional else "")
 
 
+def _is_channel(told: Any) -> bool:
+    """Whether `proofread` is empty or has its three entries."""
+    if told == {}:
+        return True
+    if not isinstance(told, dict) or told.keys() != {"threshold", "reach", "weights"}:
+        return False
+    weights = told["weights"]
+    return (
+        _RULES["threshold"].allows(told["threshold"])
+        and _WEIGHT.allows(told["reach"])
+        and isinstance(weights, dict)
+        and all(_WEIGHT.allows(weight) for weight in weights.values())
+    )
+
+
 _COST = _Rule(float, 0, math.inf, above_low=True)
+_WEIGHT = _Rule(float, -math.inf, math.inf)
 _RULES = {
     "canvas_length": _Rule(int, 1, math.inf, word="auto"),
     "threshold": _Rule(float, 0, 1),

@@ -9,6 +9,7 @@ from redraft.engine.writers.autoregressive import Autoregressive
 from redraft.engine.writers.base import Writer
 from redraft.engine.writers.diffusion import Diffusion
 from redraft.engine.writers.editing import Editing
+from redraft.engine.writers.reviewed import Reviewed
 from redraft.engine.writers.verified import Verified
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ WRITERS: dict[str, type[Writer]] = {
 
 
 def writer_of(request: Request) -> type[Writer]:
-    """What writes a request's answer: its decode mode, and Verified for canvases that the AR self checks."""
+    """What writes a request's answer: its decode mode, Verified for canvases that the AR self checks, Reviewed for
+    changes that it checks."""
+    if request.review is not None:
+        return Reviewed
     return Verified if request.drafts else WRITERS[request.decode]
 
 
-__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Editing", "Verified", "Writer", "writer_of"]
+__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Editing", "Reviewed", "Verified", "Writer", "writer_of"]

@@ -1,0 +1,81 @@
+"""decode "edit" with a review: each canvas is denoised once, and where that brings proposals the encode role reads the
+window before any is made. One evaluation a canvas without proposals, two with some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from redraft.engine.backend import Pass, PassResult
+from redraft.engine.review import Change, log_softmax
+from redraft.engine.writers.base import Event
+from redraft.engine.writers.editing import Editing
+from redraft.sampling import Canvas
+from redraft.sampling.state import SlotState
+
+
+class Reviewed(Editing):
+    _changes: tuple[Change, ...] = ()
+
+    def next_pass(self) -> Pass:
+        """The canvas behind what has been committed; or, to check its proposals, the clean text of it."""
+        if not self._changes:
+            return super().next_pass()
+        # The row before the window predicts its first token.
+        self.context.truncate(len(self.text) - 1)
+        return Pass(self.context, np.array([self.text[-1], *self._standing], dtype=np.int64), "all")
+
+    @property
+    def _standing(self) -> list[int]:
+        """The canvas's tokens as they stand, those included that are only looked at."""
+        return [token for token in self._current.initial if token != self.config.null_token_id]
+
+    def after_pass(self, result: PassResult) -> list[Event]:
+        review = self.request.review
+        assert review is not None
+        assert self.canvas is not None
+        if self._changes:
+            log_p = log_softmax(result.encode, self.vocabulary.never_text)
+            made = review.decide(self._current, self._changes, log_p)
+            self._changes = ()
+            self.canvas = _changed(self.canvas, made)
+            return self._closed()
+        assert result.canvas is not None
+        log_p = np.zeros((len(self.canvas.tokens), self.config.vocab_size), np.float32)
+        log_p[self.canvas.wanted] = log_softmax(result.canvas, self.vocabulary.never)
+        self._changes = tuple(review.propose(self._current, log_p))
+        self.canvas = self.canvas.after(step=1)
+        if self._changes:
+            return [self.step_event(self.canvas)] if self.request.watched else []
+        return self._closed()
+
+    def _closed(self) -> list[Event]:
+        """Commits the canvas. What the check has encoded stays in the context as far as it is what is committed."""
+        assert self.canvas is not None
+        events: list[Event] = [self.step_event(self.canvas)] if self.request.watched else []
+        before = len(self.text)
+        standing = self._standing
+        events.append(self._finish())
+        kept = 0
+        for stood, now in zip(standing, self.text[before:], strict=False):
+            if stood != now:
+                break
+            kept += 1
+        if self.context.length > before + kept:
+            self.context.truncate(before + kept)
+        return events
+
+
+def _changed(canvas: Canvas, made: Sequence[tuple[Change, float]]) -> Canvas:
+    """The canvas with these changes, each with its probability."""
+    tokens, state = canvas.tokens.copy(), canvas.state.copy()
+    probability = canvas.probability.copy()
+    for change, sure in made:
+        span = np.arange(change.start, change.stop)
+        revised = span[tokens[span] != change.slots]
+        tokens[span] = change.slots
+        state[revised], probability[revised] = SlotState.REVISED, sure
+    return canvas.after(
+        tokens=tokens, shown=tokens, state=state, probability=probability, step=canvas.step + 1
+    )
