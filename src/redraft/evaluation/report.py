@@ -41,6 +41,7 @@ AT_LEVEL = (
     "latency",
 )  # measured at the fastest level that is as good as AR; the others set their canvases
 TUNING_TEXTS = 4000
+PROOFREAD_SEED = 2  # of the texts that are published; those of seed 0 were looked at while proofreading was made
 PARTS = ("likelihood", "samples", *BENCHES, "proofread", "filling", "frontier_before", "training")
 
 
@@ -133,7 +134,7 @@ def _edits(
         from redraft.evaluation.damaged import pairs_of
         from redraft.evaluation.editors import proofreading
 
-        valid, test = pairs_of(data, model.tokenizer, 4 if quick else 1000, seed=0)
+        valid, test = pairs_of(data, model.tokenizer, 4 if quick else 1000, seed=PROOFREAD_SEED)
         stored = model.defaults.proofread.get("threshold")
         results["proofread"] = proofreading(model, valid, test, say, stored) | machine(model)
     if "filling" in wanted:
