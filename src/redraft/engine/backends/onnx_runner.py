@@ -26,6 +26,8 @@ from redraft.engine.backends.onnx_rows import (
 from redraft.engine.backends.onnx_session import Inputs
 from redraft.errors import RedraftError
 
+SOME_ROW = np.zeros(1, np.int64)
+
 
 class Runner:
     """A session, what is bound to it, and which calls the bound arrays were written for. least_rows: columns of a grid
@@ -63,7 +65,7 @@ class Runner:
         self._write_places(shares, views)
         self._write_rows(ordered)
         self._write_wanted(ordered)
-        logits = np.empty((1, sum(self._counts), self.config.vocab_size), np.float32)
+        logits = np.empty((1, max(1, sum(self._counts)), self.config.vocab_size), np.float32)
         self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self.session.run_with_iobinding(self.binding)
@@ -137,7 +139,8 @@ class Runner:
             inputs.write("expected_row", row_of[None])
 
     def _write_wanted(self, passes: Sequence[Pass]) -> None:
-        """Which rows' logits are wanted; steps that only encode want the same again and again."""
+        """Which rows' logits are wanted; steps that only encode want the same again and again. When nobody wants any,
+        one row is asked for: onnxruntime 1.30 still fails at products of no rows."""
         key = None if any(p.canvas is not None for p in passes) else [p.encode_logits for p in passes]
         if key is not None and self._wanted_key == key:
             return
@@ -145,6 +148,8 @@ class Runner:
         self._wanted = [wanted_rows(p, self.config.shift) for p in passes]
         own = [w.rows() for w in self._wanted]
         self._counts = [len(rows) for rows in own]
+        if not any(self._counts):
+            own[0] = SOME_ROW
         at = before = 0
         parts = []
         for group, made in enumerate(self._frames):
@@ -152,7 +157,7 @@ class Runner:
             rows = own[0]
             if len(passes) > 1:
                 rows = np.concatenate(own[at : at + count])
-                rows = rows + np.repeat(made.first, self._counts[at : at + count])
+                rows = rows + np.repeat(made.first, [len(r) for r in own[at : at + count]])
             place = self.inputs.array(of_group("wanted_place", group), (1, len(rows), 2), np.int64)
             made.place.take(rows, axis=1, out=place)
             parts.append(rows + before if before else rows)
