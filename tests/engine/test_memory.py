@@ -51,8 +51,8 @@ def serve(engine: Engine, count: int, first: int) -> None:
         asked = Request(
             prompt(1 + 7 * number % 90, number),
             MODES[number % 3],
-            SamplerSettings(canvas_length=3 + number % 6, max_steps=2),
-            max_tokens=1 + number % 5,
+            SamplerSettings(canvas_length=3 + number % 6, max_steps=1),
+            max_tokens=1 + number % 3,
             seed=number,
         )
         engine.submit(asked)
@@ -74,20 +74,19 @@ def test_memory_is_back_where_it_started_after_a_thousand_requests(
 
     monkeypatch.setattr(onnx_cache.Arena, "__init__", noted)
     engine = Engine(backend, lambda token: b"a", max_batch=8, prefix_contexts=0)
-    serve(engine, 150, 0)  # what is kept of shapes and plans is bounded, and by then nearly full
-    gc.collect()
     tracemalloc.start()
+    serve(engine, 300, 0)  # what is kept of shapes and plans is bounded, and by then nearly full
+    gc.collect()
     start = tracemalloc.get_traced_memory()[0]
-    serve(engine, 1000, 150)
+    tracemalloc.reset_peak()
+    serve(engine, 1000, 300)
     gc.collect()
     held, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert engine.rows_in_use == 0
     assert not arenas
-    row = row_bytes(backend.config)
-    assert most - start > 8 * 64 * row  # the measure sees keys and values
-    assert held - start < (most - start) / 2
-    assert held - start < 1000 * row  # less than a row a request, however small the network
+    assert most - start > 8 * 64 * row_bytes(backend.config)  # the measure sees keys and values
+    assert held - start < 1_000_000  # less than a kilobyte a request: not one of them stays
 
 
 @pytest.mark.parametrize("together", [1, 6])

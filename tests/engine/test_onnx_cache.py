@@ -188,6 +188,21 @@ def test_memory_goes_with_the_requests(backend: OnnxBackend) -> None:
     assert idle.nbytes == sum(a.nbytes for a in idle.arena.arrays)
 
 
+def test_a_copied_context_goes_on_by_itself(backend: OnnxBackend) -> None:
+    text, more = tokens(100), tokens(5, seed=1)
+    first, alone, copied = (backend.new_context(1) for _ in range(3))
+    backend.forward([Pass(first, text)])
+    backend.forward([Pass(alone, text[:90])])
+    copied.copy(first, 90)
+    assert (copied.length, copied.arena is first.arena) == (90, False)
+    for seed in range(2):
+        canvas = tokens(8, seed)
+        results = [backend.forward([Pass(c, more, "all", canvas)])[0] for c in (alone, copied, first)]
+        assert np.array_equal(results[0].encode, results[1].encode)
+        assert np.array_equal(results[0].canvas, results[1].canvas)
+    assert first.length == 110
+
+
 def test_truncating() -> None:
     context = onnx(denoiser()).new_context(8)
     context.extend(5)

@@ -90,6 +90,15 @@ class OnnxContext:
         if length < self._length:
             self._length, self.last_logits = max(0, length), None
 
+    def copy(self, other: OnnxContext, length: int) -> None:
+        """Takes over the first `length` tokens of another context; this one holds none yet."""
+        if self.arena.rows < length:
+            self.move_out(length)
+        self.arena.prepare(length)
+        for theirs, own in zip(other.arena.arrays, self.arena.arrays, strict=True):
+            own[self.lane, :length] = theirs[other.lane, :length]
+        self._length = length
+
     def extend(self, rows: int) -> None:
         """Counts `rows` rows that a pass has written as clean tokens."""
         self._length += rows
