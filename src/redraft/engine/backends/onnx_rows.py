@@ -169,18 +169,17 @@ def write_tokens(
     passes: Sequence[Pass], frames: Sequence[Frame], tokens: np.ndarray, roles: np.ndarray
 ) -> None:
     """Writes into int64 [N] each, for all rows of a call; roles as the graph counts them: clean, canvas, locked."""
-    parts = [part for p in passes for part in (p.encode, p.canvas) if part is not None]
-    np.concatenate(parts, out=tokens, casting="unsafe")
     at = 0
     for made in frames:
         roles[at : at + len(made.role)] = made.role
         at += len(made.role)
-    if all(p.locked is None for p in passes):
-        return
     at = 0
     for p in passes:
-        at += len(p.encode)
+        if len(p.encode):
+            tokens[at : at + len(p.encode)] = p.encode
+            at += len(p.encode)
         if p.canvas is not None:
+            tokens[at : at + len(p.canvas)] = p.canvas
             if p.locked is not None:
                 roles[at : at + len(p.canvas)] += np.asarray(p.locked, bool)
             at += len(p.canvas)

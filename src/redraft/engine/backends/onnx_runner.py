@@ -101,12 +101,13 @@ class Runner:
         before = accumulate(sizes, initial=0)
         self._frames = [frame(tuple(rows), n, next(before), self.least_rows) for n, *rows in key]
         self._total = sum(sizes)
-        self.inputs.write("turn", np.arange(self._total)[None])
+        alone = len(shares) == len(shares[0]) == 1
+        self.inputs.write("turn", (self._frames[0].columns if alone else np.arange(self._total))[None])
         if len(views) > 1:
             self.inputs.write("sizes", np.array(sizes))
         for group, made in enumerate(self._frames):
-            for name, array in (("grid", made.grid), ("place", made.place), ("slot", made.place)):
-                self.inputs.write(of_group(name, group), array)
+            self.inputs.write(of_group("grid", group), made.grid)
+            self.inputs.write(of_group("place", group), made.place)
         self._frames_key = key
 
     def _write_places(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
@@ -117,9 +118,12 @@ class Runner:
         self._places_key = None
         inputs, positions = self.inputs, []
         for group, (own, view, made) in enumerate(zip(shares, views, self._frames, strict=True)):
-            lengths = np.array([s.length for s in own])
-            position = inputs.array(of_group("slot", group), made.place.shape, np.int64)[0, :, 1]
-            np.add(made.columns, lengths[made.owner], out=position)
+            lengths: Any = own[0].length
+            if len(own) > 1:
+                lengths = np.array([s.length for s in own])[made.owner]
+            slot = inputs.array(of_group("slot", group), made.place.shape, np.int64)[0]
+            slot[:, 0], position = made.place[0, :, 0], slot[:, 1]
+            np.add(made.columns, lengths, out=position)
             positions.append(position)
             shape = (view.lanes, 1, made.grid.shape[1], view.rows)
             mask = inputs.array(of_group("mask", group), shape, np.float32)
@@ -141,14 +145,14 @@ class Runner:
     def _write_wanted(self, passes: Sequence[Pass]) -> None:
         """Which rows' logits are wanted; steps that only encode want the same again and again. When nobody wants any,
         one row is asked for: onnxruntime 1.30 still fails at products of no rows."""
-        key = None if any(p.canvas is not None for p in passes) else [p.encode_logits for p in passes]
-        if key is not None and self._wanted_key == key:
+        key = [p.encode_logits if p.canvas is None else None for p in passes]
+        if None not in key and self._wanted_key == key:
             return
         self._wanted_key = None
         self._wanted = [wanted_rows(p, self.config.shift) for p in passes]
         own = [w.rows() for w in self._wanted]
         self._counts = [len(rows) for rows in own]
-        if not any(self._counts):
+        if not max(self._counts):
             own[0] = SOME_ROW
         at = before = 0
         parts = []
@@ -170,11 +174,11 @@ def _seated(
     passes: Sequence[Pass], contexts: Sequence[OnnxContext], views: Sequence[CacheView]
 ) -> tuple[list[int], tuple[tuple[Share, ...], ...]]:
     """The order of the rows, as numbers of passes: view by view, lane by lane. And their shares of each view."""
-    order, shares = [0], []
-    if len(passes) > 1:
-        views_of = {id(view.arena): at for at, view in enumerate(views)}
-        seats = [(views_of[id(c.arena)], c.lane) for c in contexts]
-        order = sorted(range(len(passes)), key=seats.__getitem__)
+    if len(passes) == 1:
+        return [0], ((_share(passes[0], contexts[0], views[0].first),),)
+    views_of = {id(view.arena): at for at, view in enumerate(views)}
+    seats = [(views_of[id(c.arena)], c.lane) for c in contexts]
+    order, shares = sorted(range(len(passes)), key=seats.__getitem__), []
     for view in views:
         own = [i for i in order if contexts[i].arena is view.arena]
         shares.append(tuple([_share(passes[i], contexts[i], view.first) for i in own]))
