@@ -93,7 +93,9 @@ class Runner:
 
     def _write_frames(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
         """Index arrays that last as long as requests bring as many rows as before."""
-        key = [(view.lanes, *[s[:3] for s in own]) for view, own in zip(views, shares, strict=True)]
+        key: list[Any] = [
+            (view.lanes, *[s[:3] for s in own]) for view, own in zip(views, shares, strict=True)
+        ]
         if self._frames_key == key:
             return
         self._frames_key = self._places_key = self._wanted_key = None
@@ -178,7 +180,8 @@ def _seated(
         return [0], ((_share(passes[0], contexts[0], views[0].first),),)
     views_of = {id(view.arena): at for at, view in enumerate(views)}
     seats = [(views_of[id(c.arena)], c.lane) for c in contexts]
-    order, shares = sorted(range(len(passes)), key=seats.__getitem__), []
+    order = sorted(range(len(passes)), key=seats.__getitem__)
+    shares: list[tuple[Share, ...]] = []
     for view in views:
         own = [i for i in order if contexts[i].arena is view.arena]
         shares.append(tuple([_share(passes[i], contexts[i], view.first) for i in own]))
