@@ -220,6 +220,40 @@ def test_a_growing_conversation_is_read_once_and_answers_the_same() -> None:
         assert without._prefixes.rows == 0
 
 
+@pytest.mark.parametrize("family", [{}, {"layout": "block_causal"}, {"shift": True}, {"layout": "full"}])
+def test_equal_prompts_that_come_together_are_read_once(family: dict[str, Any]) -> None:
+    """Several answers to one prompt, and a prompt that only begins alike: the tokens they'd have alone, and the
+    common beginning is encoded once, whether it has been read already or is being read."""
+    on = backend(**family)
+    watched = Watched(on)
+    modes = MODES if on.config.layout == "causal_context" else ("diffusion",) * 3
+    sampler = SamplerSettings(canvas_length=8, temperature=0.9)
+    asked = [Request(prompt(60), mode, sampler, max_tokens=6, seed=n) for n, mode in enumerate(modes * 2)]
+    asked.append(Request((*prompt(60)[:45], *prompt(10, 7)), modes[0], sampler, max_tokens=6))
+    engine = Engine(watched, token_bytes, prefix_contexts=0)
+    tickets = [engine.submit(request) for request in asked[:4]]
+    engine.step()
+    tickets += [engine.submit(request) for request in asked[4:]]
+    finish(engine, tickets)
+    assert [told(t) for t in tickets] == [told(run([r], on, prefix_contexts=0)[0]) for r in asked]
+    block = 8 if on.config.layout == "block_causal" else 1
+    read = 60 // block * block  # of which the last token is always read: its logits are needed
+    shared = 0 if on.config.layout == "full" else (read - 1) // block * block
+    begun = 0 if on.config.layout == "full" else 45 // block * block
+    assert [t.reused for t in tickets] == [0, *[shared] * 5, begun]
+
+
+def test_a_prompt_is_read_after_all_when_its_leader_goes() -> None:
+    watched = Watched(backend())
+    engine = Engine(watched, token_bytes, prefix_contexts=0)
+    first, second = (engine.submit(Request(prompt(60), "ar", max_tokens=4, seed=n)) for n in range(2))
+    engine._admit()
+    assert second.follows is first
+    engine.cancel(first)
+    finish_quietly(engine)
+    assert (second.reused, told(second)) == (0, told(run([second.request])[0]))
+
+
 def test_another_conversation_keeps_its_context() -> None:
     """A prompt that shares less than half of a kept text starts anew."""
     engine = Engine(backend(), token_bytes)

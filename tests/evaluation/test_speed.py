@@ -201,12 +201,17 @@ def test_batch_counts_all_tokens_and_finds_where_ar_overtakes(model: Model, dial
     prompts = pick_prompts(dialogues, 3, 8)
     settings = batching.Batch(tokens=8, sizes=(1, 2), repeats=1)
     told = batching.batch(model, prompts, settings)
+    assert list(told["modes"]) == ["ar", "diffusion", "verified", "diffusion, canvas 16"]
+    assert told["settings"]["diffusion, canvas 16"]["canvas"] == 16
+    assert told["settings"]["diffusion"]["canvas"] == 8
     for m in told["modes"].values():
         assert list(m["sizes"]) == ["1", "2"]
         assert m["sizes"]["1"]["gain"] == 1.0
         assert all(s["cpu_seconds_per_1000_tokens"] > 0 for s in m["sizes"].values())
     assert batching.run(model, model.backend, DIFFUSION, prompts, 2, settings).tokens == 24
-    assert len(batching.lines(told)) == 7
+    assert len(batching.lines(told)) == 8
+    asked = batching.Batch(diffusion=Way("diffusion", canvas=16))
+    assert "diffusion, canvas 16" not in batching.ways_of(model, prompts[0], asked)
 
 
 def test_better_from_is_the_size_after_which_diffusion_never_leads() -> None:

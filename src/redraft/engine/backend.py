@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +20,10 @@ class Context(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forgets all tokens from `length` on."""
+        ...
+
+    def copy(self, other: Any, length: int) -> None:
+        """Takes over the first `length` tokens of another context of the same backend; this one holds none yet."""
         ...
 
 

@@ -46,7 +46,7 @@ class PrefixStore:
         holds: it belongs to another conversation, which may go on."""
         best, length = None, 0
         for kept in self._kept:
-            shared = min(_shared(kept.tokens, prompt), most) // block * block
+            shared = min(shared_length(kept.tokens, prompt), most) // block * block
             if shared > length and 2 * shared >= len(kept.tokens):
                 best, length = kept, shared
         if best is None:
@@ -62,7 +62,8 @@ class PrefixStore:
         return True
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
     count = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

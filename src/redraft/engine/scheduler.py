@@ -12,19 +12,21 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backend import Backend
 from redraft.engine.ending import TokenBytes
 from redraft.engine.events import Commit, Step
-from redraft.engine.prefix import Kept, PrefixStore
+from redraft.engine.prefix import Kept, PrefixStore, shared_length
 from redraft.engine.request import Request
 from redraft.engine.writers import Writer, writer_of
 from redraft.engine.writers.base import Event, prefill_length
 from redraft.errors import RedraftError, RequestError
 
+LEAST_SHARED = 32  # tokens that prompts must begin with alike for one of them to be copied and not read
 ROW_BLOCK = 128  # rows of a context are counted in blocks, as backends allocate them
 
 
 @dataclass(eq=False)
 class Ticket:
     """A submitted request. Times are of time.perf_counter, None until they have come; error: why it failed;
-    inbox: for whoever shares out the events of `Engine.step`."""
+    reused: prompt tokens that were not read, since another context had them; follows: the answer whose prompt is being
+    read for both. inbox: for whoever shares out the events of `Engine.step`."""
 
     number: int
     request: Request
@@ -33,6 +35,7 @@ class Ticket:
     cancelled: bool = False
     error: RedraftError | None = None
     reused: int = 0
+    follows: Ticket | None = None
     started: float | None = None
     prompt_read: float | None = None
     first_draft: float | None = None
@@ -133,17 +136,18 @@ class Engine:
         do."""
         self._release()
         self._admit()
-        writers = [ticket.writer for ticket in self._active if ticket.writer is not None]
-        if not writers:
+        self._join_leaders()
+        running = [(ticket, ticket.writer) for ticket in self._active if ticket.writer is not None]
+        if not running:
             return []
         try:
-            results = self.backend.forward([writer.plan() for writer in writers])
+            results = self.backend.forward([writer.plan() for _, writer in running])
         except BaseException:
             self._abandon()
             raise
         now = time.perf_counter()
         events: list[tuple[Ticket, Event]] = []
-        for ticket, writer, result in zip(list(self._active), writers, results, strict=True):
+        for (ticket, writer), result in zip(running, results, strict=True):
             if ticket.cancelled:
                 continue
             try:
@@ -190,7 +194,13 @@ class Engine:
                 if not self._waiting or self._waiting[0] is not ticket:
                     continue
                 self._waiting.popleft()
-            self._start(ticket, found, rows)
+            ticket.rows, ticket.started = rows, time.perf_counter()
+            self._active.append(ticket)
+            leader = self._leader(ticket.request) if found is None else None
+            if leader is None:
+                self._start(ticket, found)
+            else:
+                ticket.follows = leader
 
     def _too_much(self, rows: int) -> bool:
         return self.memory is not None and (self.rows_in_use + rows) * self.row_bytes > self.memory
@@ -210,19 +220,47 @@ class Engine:
         most = prefill_length(self.config, len(request.prompt)) - 1
         return self._prefixes.take(request.prompt, most, block) if most > 0 else None
 
-    def _start(self, ticket: Ticket, found: tuple[Kept, int] | None, rows: int) -> None:
+    def _leader(self, request: Request) -> Ticket | None:
+        """The active answer whose text begins like this prompt for longest; None if it's not worth a copy."""
+        with_text = [t for t in self._active if t.writer is not None]
+        best = max(with_text, key=lambda t: self._shared(t, request), default=None)
+        return best if best is not None and self._shared(best, request) >= LEAST_SHARED else None
+
+    def _shared(self, leader: Ticket, request: Request) -> int:
+        """Tokens that a prompt can take over from an active answer's context, as soon as they have been read."""
+        block = self.config.canvas_length if self.config.layout == "block_causal" else 1
+        most = prefill_length(self.config, len(request.prompt)) - 1
+        if leader.writer is None or most < LEAST_SHARED:
+            return 0
+        return min(shared_length(leader.writer.text, request.prompt), most) // block * block
+
+    def _join_leaders(self) -> None:
+        """Starts the answers whose prompt another one has read by now, or will not read any more."""
+        for ticket in self._active:
+            leader = ticket.follows
+            if leader is None or ticket.done:
+                continue
+            if leader.done or leader.writer is None:
+                ticket.follows = None
+                self._start(ticket, None)
+                continue
+            shared = self._shared(leader, ticket.request)
+            if leader.writer.context.length >= shared:
+                ticket.follows, ticket.reused = None, shared
+                self._start(ticket, None)
+                assert ticket.writer is not None
+                ticket.writer.context.copy(leader.writer.context, shared)
+
+    def _start(self, ticket: Ticket, found: tuple[Kept, int] | None) -> None:
         if found is None:
             context = self.backend.new_context(ticket.rows)
         else:
             context, ticket.reused = found[0].context, found[1]
             context.truncate(found[1])
-        ticket.rows = rows
-        ticket.started = time.perf_counter()
         writer = writer_of(ticket.request)
         ticket.writer = writer(ticket.request, self.config, context, self._token_bytes)
         if not ticket.writer.prefilling:
             ticket.prompt_read = ticket.started
-        self._active.append(ticket)
 
     def _release(self) -> None:
         """Lets finished and cancelled answers go; their contexts are kept for what may follow."""

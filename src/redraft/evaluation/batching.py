@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from redraft.api import Model
-from redraft.engine import Engine
+from redraft.engine import Engine, Request
 from redraft.engine.backend import Backend
-from redraft.evaluation.speed import MODES
 from redraft.evaluation.writing import (
     DIFFUSION,
     GREEDY,
@@ -30,13 +29,14 @@ from redraft.evaluation.writing import (
 )
 
 SIZES = (1, 2, 4, 8)
+WIDE = 16  # slots of the canvas that is measured beside the one that is asked for, which may be short
 
 
 @dataclass(frozen=True)
 class Batch:
     """sizes: answers at once. tokens: length of each. repeats: of everything, in turns; the fastest counts."""
 
-    tokens: int = 64
+    tokens: int = 128
     sizes: tuple[int, ...] = SIZES
     repeats: int = 2
     diffusion: Way = DIFFUSION
@@ -65,16 +65,12 @@ def batch(
     one at a time. better_from: for ar and verified the smallest size from which on it writes more a second than
     diffusion at every size measured, None if at none.
     """
-    ways = {
-        "ar": GREEDY,
-        "diffusion": settings.diffusion,
-        "verified": settings.verified,
-    }
+    ways = ways_of(model, prompts[0], settings)
     ar_backend, bare = fastest_ar(model, ways["ar"].request(model, prompts[0], min(32, settings.tokens)))
     runs: dict[tuple[str, int], Load] = {}
     for repeat in range(settings.repeats):
         for size in settings.sizes:
-            for mode in MODES:
+            for mode in ways:
                 progress(f"round {repeat + 1} of {settings.repeats}: {mode}, {size} at once")
                 backend = ar_backend if mode == "ar" else model.backend
                 made = run(model, backend, ways[mode], prompts, size, settings)
@@ -82,7 +78,7 @@ def batch(
                     runs[mode, size] = made
     modes = {
         mode: {str(size): _told(runs, mode, size, settings.sizes[0]) for size in settings.sizes}
-        for mode in MODES
+        for mode in ways
     }
     return machine(model) | {
         "prompts": len(prompts),
@@ -97,15 +93,28 @@ def batch(
     }
 
 
+def ways_of(model: Model, prompt: np.ndarray, settings: Batch) -> dict[str, Way]:
+    """What is measured, by name: AR, diffusion as asked for and with a canvas of WIDE slots, verified."""
+    ways = {"ar": GREEDY, "diffusion": settings.diffusion, "verified": settings.verified}
+    if settings.diffusion.request(model, prompt, 1).sampler.canvas_length != WIDE:
+        ways[f"diffusion, canvas {WIDE}"] = replace(settings.diffusion, canvas=WIDE)
+    return ways
+
+
 def run(
     model: Model, backend: Backend, way: Way, prompts: Sequence[np.ndarray], size: int, settings: Batch
 ) -> Load:
-    """Writes on all prompts, `size` at once; the engine is fresh, its first evaluation out of the count."""
+    """Writes on all prompts, `size` at once and nobody watching; the engine is fresh, its first evaluation out of the
+    count."""
+
+    def request(prompt: np.ndarray, tokens: int) -> Request:
+        return replace(way.request(model, prompt, tokens, settings.seed), watched=False)
+
     watched = WatchedBackend(backend)
     engine = Engine(watched, model.tokenizer.token_bytes, max_batch=size, prefix_contexts=0)
-    first = [engine.submit(way.request(model, prompt, min(4, settings.tokens))) for prompt in prompts[:size]]
+    first = [engine.submit(request(prompt, min(4, settings.tokens))) for prompt in prompts[:size]]
     finish(engine, first)
-    tickets = [engine.submit(way.request(model, p, settings.tokens, settings.seed)) for p in prompts]
+    tickets = [engine.submit(request(prompt, settings.tokens)) for prompt in prompts]
     start, cpu, network = time.perf_counter(), time.process_time(), watched.seconds
     finish(engine, tickets)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -144,14 +153,15 @@ def lines(told: dict[str, Any]) -> list[str]:
     out = [
         f"{told['model']} on {told['backend']}, {told['device']}: {told['prompts']} answers of "
         f"{told['tokens_per_prompt']} tokens; tokens/s (CPU seconds per 1,000 tokens)",
-        f"{'at once':<10}" + "".join(f"{size:>17}" for size in sizes),
+        f"{'at once':<21}" + "".join(f"{size:>15}" for size in sizes) + f"{sizes[-1] + ' / ' + sizes[0]:>8}",
     ]
     for mode, m in told["modes"].items():
         cells = [
             f"{m['sizes'][s]['tokens_per_second']:.0f} ({m['sizes'][s]['cpu_seconds_per_1000_tokens']:.1f})"
             for s in sizes
         ]
-        out.append(f"{mode:<10}" + "".join(f"{cell:>17}" for cell in cells))
+        gain = f"{m['sizes'][sizes[-1]]['gain']:.2f}"
+        out.append(f"{mode:<21}" + "".join(f"{cell:>15}" for cell in cells) + f"{gain:>8}")
     for mode, size in told["better_from"].items():
         out.append(
             f"{mode} writes more than diffusion "

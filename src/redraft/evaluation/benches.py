@@ -129,7 +129,7 @@ def _latency(model: Model, dialogues: Dialogues, options: Options, progress: Pro
 
 
 def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
-    prompts, tokens = options.size((16, 64), (2, 8))
+    prompts, tokens = options.size((16, 128), (2, 8))
     settings = batching.Batch(
         tokens=tokens,
         sizes=(1, 2) if options.quick else batching.SIZES,

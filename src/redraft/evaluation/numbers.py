@@ -203,6 +203,7 @@ def batch(results: Results) -> str:
                 f"{m['sizes'][s]['tokens_per_second']:.0f} ({m['sizes'][s]['cpu_seconds_per_1000_tokens']:.1f})"
                 for s in sizes
             ),
+            f"{m['sizes'][sizes[-1]]['gain']:.2f}",
         ]
         for mode, m in told["modes"].items()
     ]
@@ -211,7 +212,7 @@ def batch(results: Results) -> str:
         + ("at none of these sizes" if n is None else f"from {n} at once on")
         for mode, n in told["better_from"].items()
     )
-    out = table(["answers at once", *sizes], rows)
+    out = table(["answers at once", *sizes, f"{sizes[-1]} ÷ {sizes[0]}"], rows)
     return f"{out}\n\nTokens/s (CPU seconds per 1,000 tokens); {better}. {where(told)}"
 
 

@@ -163,7 +163,9 @@ def plot_batch(told: dict[str, Any], path: Path) -> None:
     ):
         for mode, m in told["modes"].items():
             sizes = [int(s) for s in m["sizes"]]
-            axis.plot(sizes, [m["sizes"][str(s)][key] for s in sizes], "o-", color=COLOURS[mode], label=mode)
+            name, _, variant = mode.partition(",")
+            style = {"color": COLOURS[name], "linestyle": "--" if variant else "-"}
+            axis.plot(sizes, [m["sizes"][str(s)][key] for s in sizes], marker="o", label=mode, **style)
         axis.set(xlabel="answers at once", ylabel=label, xscale="log", ylim=(0, None))
         axis.set_xticks(sizes, [str(s) for s in sizes])
         axis.minorticks_off()

@@ -19,21 +19,12 @@ from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import smallest_exact_rows
 from redraft.engine.backend import Context, Pass, PassResult
-from redraft.engine.backends.onnx_cache import CacheView, OnnxContext, gather
-from redraft.engine.backends.onnx_graph import PRECISIONS, Precision, build_graph, cache_names
+from redraft.engine.backends.onnx_cache import OnnxContext, gather
+from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, build_graph
 from redraft.engine.backends.onnx_processor import integer_max
-from redraft.engine.backends.onnx_rows import (
-    LEAST_GRID_ROWS,
-    RotaryTable,
-    Share,
-    Wanted,
-    expectations,
-    frame,
-    wanted_rows,
-    write_mask,
-    write_tokens,
-)
-from redraft.engine.backends.onnx_session import Runner, Sessions
+from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
+from redraft.engine.backends.onnx_runner import Runner
+from redraft.engine.backends.onnx_session import Sessions
 from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
 
@@ -44,6 +35,9 @@ INT8_PAYS_FROM = 2_000_000
 # Two cores against one, redraft-tiny in int8: 1.05 to 1.1 times the time at 1 to 8 rows, as long at 16, 0.96 at 32.
 ONE_THREAD_BELOW = 60_000_000
 FEW_LANES = 2  # requests at once that one thread serves: the keys and values of more are worth two
+# More requests than that are parted into so many groups by length, in models with up to so many weights: another graph
+# packs them anew, and beside a large model's weights the lanes' keys and values count for little.
+GROUPS, PARTED_UP_TO = 2, 30_000_000
 LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
@@ -110,29 +104,41 @@ class OnnxBackend:
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        graph = build_graph(config, precision)
+        self._graphs: dict[int, Graph] = {}
+        graph = self._graph(1)
         self._least_rows = LEAST_GRID_ROWS if exact else 1
-        self._input_names = graph.inputs
+        self._groups = GROUPS if linear_weights(config) <= PARTED_UP_TO else 1
         self._weights = prepare(
             config, tensors, graph.weights, source, largest or integer_max()
         )  # onnxruntime reads this memory: it must stay
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(graph.data, self._weights, spinning)
+        self._sessions = Sessions(lambda groups: self._graph(groups).data, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
-        self._runners: dict[int, Runner] = {}
+        self._runners: dict[tuple[int, int], Runner] = {}
         self._runner(1)  # what is wrong with the weights shows now
+
+    def _graph(self, groups: int) -> Graph:
+        """The network for so many groups of lanes."""
+        if groups not in self._graphs:
+            self._graphs[groups] = build_graph(self.config, self.precision, groups=groups)
+        return self._graphs[groups]
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
-        self._runners = dict.fromkeys((1, self.threads), Runner(session, self._input_names))
+        self._groups = 1
+        self._runners = dict.fromkeys([(1, 1), (self.threads, 1)], self._made(session, 1))
 
-    def _runner(self, rows: int, lanes: int = 1) -> Runner:
+    def _made(self, session: Any, groups: int) -> Runner:
+        names = self._graph(groups).inputs
+        return Runner(session, names, self.config, self._rotary, self._least_rows)
+
+    def _runner(self, rows: int, lanes: int = 1, groups: int = 1) -> Runner:
         """For a call of so many rows on so many lanes, each of which has keys and values of its own to be read."""
-        threads = 1 if rows <= self._few_rows and lanes <= FEW_LANES else self.threads
-        runner = self._runners.get(threads)
+        key = 1 if rows <= self._few_rows and lanes <= FEW_LANES else self.threads, groups
+        runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[threads] = Runner(self._sessions.on(threads), self._input_names)
+            runner = self._runners[key] = self._made(self._sessions.on(*key), groups)
         return runner
 
     @classmethod
@@ -175,17 +181,22 @@ class OnnxBackend:
 
         Raises RequestError when a pass doesn't fit into the context, RedraftError for one with nothing in it.
         """
-        if len(passes) == 1 and len(passes[0].encode) <= LONGEST_ENCODE:
-            _check_rows(passes[0])
-            with self._lock:
-                return self._run(list(passes))
-        _check(passes)
+        if len({id(p.context) for p in passes}) == len(passes):
+            rows = [_checked_rows(p) for p in passes]
+            one_run = rows and max(rows) <= max(SHORT, ALIKE * min(rows))
+            if one_run and max(len(p.encode) for p in passes) <= LONGEST_ENCODE:
+                with self._lock:
+                    return self._run(passes, rows)
+        else:
+            _check(passes)
         encoded: list[list[np.ndarray]] = [[] for _ in passes]
         canvases: list[np.ndarray | None] = [None] * len(passes)
         with self._lock:
             for together in _rounds([self._cut(p) for p in passes]):
                 for group in _alike(together):
-                    for (i, _), result in zip(group, self._run([p for _, p in group]), strict=True):
+                    alike = [p for _, p in group]
+                    results = self._run(alike, [_rows(p) for p in alike])
+                    for (i, _), result in zip(group, results, strict=True):
                         encoded[i].append(result.encode)
                         canvases[i] = result.canvas
         return [PassResult(_joined(e), c) for e, c in zip(encoded, canvases, strict=True)]
@@ -202,97 +213,14 @@ class OnnxBackend:
         before: EncodeLogits = "all" if p.encode_logits == "all" else "none"
         return [*(Pass(p.context, e, before) for e in pieces[:-1]), dataclasses.replace(p, encode=pieces[-1])]
 
-    def _run(self, passes: list[Pass]) -> list[PassResult]:
-        """One run of the session; contexts grow by what they encoded only when it went well."""
+    def _run(self, passes: Sequence[Pass], rows: Sequence[int]) -> list[PassResult]:
+        """One run of a session for passes that bring so many rows; contexts grow by what they encoded only when it went
+        well."""
         contexts = [_own(p.context) for p in passes]
-        shares = [(c.length, len(p.encode), _rows(p)) for c, p in zip(contexts, passes, strict=True)]
-        view = gather(self.config, contexts, max(length + rows for length, _, rows in shares))
-        use = self._runner(sum(rows for _, _, rows in shares), view.lanes)
-        self._bind_view(use, view)
-        placed = tuple(
-            Share(c.lane - view.first, length, encode, rows - encode)
-            for c, (length, encode, rows) in zip(contexts, shares, strict=True)
-        )
-        self._write_frame(use, placed, view.lanes)
-        self._write_places(use, placed, view)
-        wanted = [wanted_rows(p, self.config.shift) for p in passes]
-        rows = [w.rows() for w in wanted]
-        count = self._write_rows(use, passes, placed, rows)
-        logits = np.empty((1, count, self.config.vocab_size), np.float32)
-        use.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        try:
-            use.session.run_with_iobinding(use.binding)
-        except Exception as error:  # onnxruntime's own classes share no base
-            raise RedraftError(
-                f"onnxruntime failed in a pass of {sum(map(_rows, passes))} rows: {error}"
-            ) from None
-        results, at = [], 0
-        for p, w, own, context in zip(passes, wanted, rows, contexts, strict=True):
-            results.append(_result(logits[0, at : at + len(own)], w, context))
-            at += len(own)
-            context.extend(len(p.encode))
-        return results
-
-    def _bind_view(self, use: Runner, view: CacheView) -> None:
-        """Caches as inputs and, at the same addresses, as outputs; done again only when they moved."""
-        key = view.key()
-        if use.view == key:
-            return
-        for name, array in zip(cache_names(self.config), view.arrays(), strict=True):
-            where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
-            use.binding.bind_input(name, *where)
-            use.binding.bind_output(f"{name}.next", *where)
-        use.view = key
-
-    def _write_frame(self, use: Runner, shares: tuple[Share, ...], lanes: int) -> None:
-        """Index arrays that last as long as requests bring as many rows as before."""
-        key = lanes, tuple((s.lane, s.rows) for s in shares)
-        if use.frame_key == key:
-            return
-        use.frame_key = use.place_key = None
-        use.frame = made = frame(key[1], lanes, self._least_rows)
-        for name in ("turn", "grid", "place"):
-            use.inputs.write(name, getattr(made, name))
-        use.frame_key = key
-
-    def _write_places(self, use: Runner, shares: tuple[Share, ...], view: CacheView) -> None:
-        """Positions and mask: unchanged from one step to the next on the same canvas."""
-        key = shares, view.rows
-        if use.place_key == key:
-            return
-        use.place_key = None
-        made, inputs = use.frame, use.inputs
-        slot = inputs.array("slot", made.place.shape, np.int64)
-        slot[...] = made.place
-        at = 0
-        for share in shares:
-            slot[0, at : at + share.rows, 1] += share.length
-            at += share.rows
-        shape = (view.lanes, 1, made.grid.shape[1], view.rows)
-        write_mask(self.config, shares, inputs.array("mask", shape, np.float32))
-        cos, sin = self._rotary.rows(slot[0, :, 1])
-        inputs.write("cos", cos)
-        inputs.write("sin", sin)
-        use.place_key = key
-
-    def _write_rows(
-        self, use: Runner, passes: list[Pass], shares: tuple[Share, ...], wanted: list[np.ndarray]
-    ) -> int:
-        """What each row holds, and which rows' logits are wanted; returns how many."""
-        inputs, total = use.inputs, len(use.frame.columns)
-        tokens = inputs.array("tokens", (1, total), np.int64)
-        write_tokens(passes, tokens[0], inputs.array("role", (1, total), np.int64)[0])
-        rows = wanted[0]
-        if len(wanted) > 1:
-            first = np.cumsum([0, *(s.rows for s in shares[:-1])])
-            rows = np.concatenate([a + w for a, w in zip(first, wanted, strict=True)])
-        inputs.write("wanted", rows)
-        use.frame.place.take(rows, axis=1, out=inputs.array("wanted_place", (1, len(rows), 2), np.int64))
-        if self.config.self_conditioning:
-            expected, row_of = expectations(passes, self.config.vocab_size)
-            inputs.write("expected", expected)
-            inputs.write("expected_row", row_of[None])
-        return len(rows)
+        needed = [c.length + count for c, count in zip(contexts, rows, strict=True)]
+        views = gather(self.config, contexts, needed, self._groups if len(passes) > FEW_LANES else 1)
+        runner = self._runner(sum(rows), sum(view.lanes for view in views), len(views))
+        return runner.run(passes, contexts, views)
 
     @cached_property
     def exact_rows(self) -> int:
@@ -315,14 +243,16 @@ def _check(passes: Sequence[Pass]) -> None:
     for p in passes:
         if len(p.encode) and uses[id(p.context)] > 1:
             raise RedraftError("a context can't be extended by a pass and read by another in the same call")
-        _check_rows(p)
+        _checked_rows(p)
 
 
-def _check_rows(p: Pass) -> None:
+def _checked_rows(p: Pass) -> int:
+    """Rows of a pass, which it must have, and its context room for them."""
     rows = _rows(p)
     if not rows:
         raise RedraftError("a pass must encode or denoise something")
     _own(p.context).check_room(rows)
+    return rows
 
 
 def _rounds(pieces: list[list[Pass]]) -> list[list[tuple[int, Pass]]]:
@@ -337,23 +267,6 @@ def _rounds(pieces: list[list[Pass]]) -> list[list[tuple[int, Pass]]]:
                 rounds.append([])
             rounds[turn].append((i, piece))
     return rounds
-
-
-def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:
-    """Sorts one pass's logits [rows, V] out, and lets the context remember its last clean row's."""
-    encoded = len(wanted.encode)
-    canvas = None
-    if wanted.canvas is not None:
-        canvas = logits[encoded : encoded + len(wanted.canvas)]
-        if wanted.remembered is not None and wanted.remembered.any():
-            if context.last_logits is None:
-                raise RedraftError(
-                    "a shifted canvas needs the last clean row: encode a token after truncating"
-                )
-            canvas[wanted.remembered] = context.last_logits
-    if len(wanted.last):
-        context.last_logits = logits[-1].copy()
-    return PassResult(logits[:encoded], canvas)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

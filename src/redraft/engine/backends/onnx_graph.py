@@ -17,6 +17,10 @@ attention looks at them request by request, on a grid of B lanes by T rows:
 
 ScatterND copies nothing when its output is bound to its input's memory, so caches are extended in place.
 Rows nobody wants leave before the last layer's feed-forward half.
+
+Lanes of one grid are all read as far as the longest. A graph of several groups has a grid, a mask and caches for each
+group, so that short lanes are parted from long ones; the list of rows goes through the groups in their order. Inputs of
+group g > 0 are named as above with ".g" behind, and one more says how many rows each group has: sizes int64 [groups].
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class _Writer:
     """Collects nodes; each call returns the name of what the node makes."""
 
     precision: Precision
+    groups: int = 1
     nodes: list[bytes] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
     constants: dict[str, bytes] = field(default_factory=dict)
@@ -86,6 +91,18 @@ class _Writer:
         outs = [f"split_{len(self.nodes)}_{i}" for i in range(len(sizes))]
         self.nodes.append(proto.node("Split", [x, self.constant(list(sizes))], outs, axis=axis))
         return outs
+
+    def parts(self, x: str) -> list[str]:
+        """Rows x [1, N, …] by group."""
+        if self.groups == 1:
+            return [x]
+        outs = [f"part_{len(self.nodes)}_{g}" for g in range(self.groups)]
+        self.nodes.append(proto.node("Split", [x, "sizes"], outs, axis=1))
+        return outs
+
+    def whole(self, parts: list[str]) -> str:
+        """The groups' rows as one list again."""
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
 
     def weight(self, name: str, *shape: int, dtype: str = "float32") -> str:
         self.weights[name] = Weight(name, dtype, shape)
@@ -260,13 +277,18 @@ def _attention(w: _Writer, config: DenoiserConfig, x: str, layer: int, places: s
     partial |= {"num_heads": heads + kv_heads} if partial else {}
     turned = w.op("RotaryEmbedding", qk, "turn", "cos", "sin", contrib=True, **partial)
     q, k = w.split(turned, queries, keys)
-    k = w.op("ScatterND", f"key.{layer}", "slot", k, to=f"key.{layer}.next")
-    v = w.op("ScatterND", f"value.{layer}", "slot", v, to=f"value.{layer}.next")
-    q = w.op("GatherND", q, "grid")
-    out = w.op("Attention", q, k, v, "mask", q_num_heads=heads, kv_num_heads=kv_heads)
+    outs = []
+    for g, (own_k, own_v) in enumerate(zip(w.parts(k), w.parts(v), strict=True)):
+        key, value = of_group(f"key.{layer}", g), of_group(f"value.{layer}", g)
+        own_k = w.op("ScatterND", key, of_group("slot", g), own_k, to=f"{key}.next")
+        own_v = w.op("ScatterND", value, of_group("slot", g), own_v, to=f"{value}.next")
+        own_q = w.op("GatherND", q, of_group("grid", g))
+        mask = of_group("mask", g)
+        out = w.op("Attention", own_q, own_k, own_v, mask, q_num_heads=heads, kv_num_heads=kv_heads)
+        outs.append(w.op("GatherND", out, of_group(places, g)))
     if places == "wanted_place":
         w.rows = "wanted"
-    return w.linear(w.op("GatherND", out, places), f"{name}.o_proj", queries, config.hidden_size)
+    return w.linear(w.whole(outs), f"{name}.o_proj", queries, config.hidden_size)
 
 
 def _feed_forward(w: _Writer, config: DenoiserConfig, x: str, name: str) -> str:
@@ -302,7 +324,12 @@ def _network(w: _Writer, config: DenoiserConfig) -> None:
     _head(w, config, normed)
 
 
-def _inputs(config: DenoiserConfig) -> dict[str, tuple[str, list[int | str]]]:
+def of_group(name: str, group: int) -> str:
+    """The name of an input that each group of lanes has."""
+    return f"{name}.{group}" if group else name
+
+
+def _inputs(config: DenoiserConfig, groups: int) -> dict[str, tuple[str, list[int | str]]]:
     """Type and shape of each, by name."""
     real, whole, half = "float32", "int64", config.rotary_dim // 2
     out: dict[str, tuple[str, list[int | str]]] = {
@@ -310,43 +337,60 @@ def _inputs(config: DenoiserConfig) -> dict[str, tuple[str, list[int | str]]]:
         "turn": (whole, [1, "N"]),
         "cos": (real, ["N", half]),
         "sin": (real, ["N", half]),
-        "slot": (whole, [1, "N", 2]),
-        "grid": (whole, ["B", "T", 2]),
-        "mask": (real, ["B", 1, "T", "S"]),
-        "place": (whole, [1, "N", 2]),
         "wanted": (whole, ["R"]),
-        "wanted_place": (whole, [1, "R", 2]),
     }
+    if groups > 1:
+        out["sizes"] = whole, [groups]
     if config.canvas_rows_marked or config.self_conditioning:
         out["role"] = whole, [1, "N"]
     if config.self_conditioning:
         out |= {"expected": (real, ["E", config.vocab_size]), "expected_row": (whole, [1, "N"])}
-    if config.num_hidden_layers == 1:
-        del out["place"]
-    return out | dict.fromkeys(cache_names(config), _cache(config))
+    for g in range(groups):
+        n, b, t, s, r = _sizes(groups, g)
+        own: dict[str, tuple[str, list[int | str]]] = {
+            "slot": (whole, [1, n, 2]),
+            "grid": (whole, [b, t, 2]),
+            "mask": (real, [b, 1, t, s]),
+            "place": (whole, [1, n, 2]),
+            "wanted_place": (whole, [1, r, 2]),
+        }
+        if config.num_hidden_layers == 1:
+            del own["place"]
+        out |= {of_group(name, g): kind for name, kind in own.items()}
+        out |= dict.fromkeys(cache_names(config, g), _cache(config, groups, g))
+    return out
 
 
-def _cache(config: DenoiserConfig) -> tuple[str, list[int | str]]:
-    return "float32", ["B", "S", config.num_key_value_heads * config.head_dim]
+def _sizes(groups: int, group: int) -> list[str]:
+    """Names of a group's sizes: rows, lanes, columns, slots of the cache, wanted rows."""
+    return list("NBTSR") if groups == 1 else [f"{size}{group}" for size in "NBTSR"]
 
 
-def cache_names(config: DenoiserConfig) -> list[str]:
+def _cache(config: DenoiserConfig, groups: int, group: int) -> tuple[str, list[int | str]]:
+    _, lanes, _, slots, _ = _sizes(groups, group)
+    return "float32", [lanes, slots, config.num_key_value_heads * config.head_dim]
+
+
+def cache_names(config: DenoiserConfig, group: int = 0) -> list[str]:
     """The graph's cache inputs in order: key.0, value.0, key.1, …; the outputs add ".next"."""
-    return [f"{kind}.{i}" for i in range(config.num_hidden_layers) for kind in ("key", "value")]
+    names = [f"{kind}.{i}" for i in range(config.num_hidden_layers) for kind in ("key", "value")]
+    return [of_group(name, group) for name in names]
 
 
 def build_graph(
     config: DenoiserConfig,
     precision: Precision = "fp32",
     places: Mapping[str, Mapping[str, str]] | None = None,
+    groups: int = 1,
 ) -> Graph:
     """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
-    graph brings them along."""
-    w = _Writer(precision)
+    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number."""
+    w = _Writer(precision, groups)
     _network(w, config)
-    inputs = _inputs(config)
+    inputs = _inputs(config, groups)
     outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
-    outputs |= {f"{name}.next": _cache(config) for name in cache_names(config)}
+    for g in range(groups):
+        outputs |= {f"{name}.next": _cache(config, groups, g) for name in cache_names(config, g)}
     weights = list(w.weights.values())
     absent = {"location": "weights"}
     data = proto.model(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,14 +22,13 @@ FEW_ROWS = 16  # clean rows up to which a mask is written row by row
 NO_ROWS = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots."""
 
     lane: int
-    length: int
     encode: int
     canvas: int
+    length: int
 
     @property
     def rows(self) -> int:
@@ -53,29 +53,38 @@ def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Frame:
-    """The arrays of a call that depend on how many rows each request brings, and not on where they stand; see
-    onnx_graph for their meaning and shapes. columns: which of its request's rows each row is, int64 [N]."""
+    """The arrays of a group of lanes that depend on how many rows each request brings, and not on where they stand.
 
-    turn: np.ndarray
+    grid, place: see onnx_graph. For each row of the group, int64 [N]: columns, which of its request's rows it is;
+    owner, which request; role, as the graph counts them: 0 clean, 1 canvas. first: each request's first row, int64.
+    """
+
     grid: np.ndarray
     place: np.ndarray
     columns: np.ndarray
+    owner: np.ndarray
+    role: np.ndarray
+    first: np.ndarray
 
 
 @lru_cache(maxsize=256)
-def frame(rows: tuple[tuple[int, int], ...], lanes: int, least: int = LEAST_GRID_ROWS) -> Frame:
-    """For requests as (lane, rows) on a grid of `lanes` lanes and at least `least` columns."""
-    total = sum(count for _, count in rows)
-    width = max(least, *(count for _, count in rows))
-    grid = np.zeros((lanes, width, 2), np.int64)
-    place = np.empty((1, total, 2), np.int64)
-    offset = 0
-    for lane, count in rows:
-        grid[lane, :, 1] = offset + np.minimum(np.arange(width), count - 1)
-        place[0, offset : offset + count, 0] = lane
-        place[0, offset : offset + count, 1] = np.arange(count)
-        offset += count
-    return Frame(np.arange(total)[None], grid, place, place[0, :, 1])
+def frame(
+    rows: tuple[tuple[int, int, int], ...], lanes: int, before: int = 0, least: int = LEAST_GRID_ROWS
+) -> Frame:
+    """For requests as (lane, clean rows, canvas rows) on a grid of `lanes` lanes and at least `least` columns, behind
+    `before` rows of other groups."""
+    counts = np.array([encode + canvas for _, encode, canvas in rows])
+    owner = np.repeat(np.arange(len(rows)), counts)
+    first = np.cumsum(counts) - counts
+    columns = np.arange(len(owner)) - first[owner]
+    role = (columns >= np.array([encode for _, encode, _ in rows])[owner]).astype(np.int64)
+    place = np.empty((1, len(owner), 2), np.int64)
+    place[0, :, 0], place[0, :, 1] = np.array([lane for lane, _, _ in rows])[owner], columns
+    grid = np.zeros((lanes, max(least, counts.max()), 2), np.int64)
+    grid[:, :, 1] = before
+    for (lane, _, _), start, count in zip(rows, first, counts, strict=True):
+        grid[lane, :, 1] += start + np.minimum(np.arange(grid.shape[1]), count - 1)
+    return Frame(grid, place, columns, owner, role, first)
 
 
 def write_mask(config: DenoiserConfig, shares: tuple[Share, ...], mask: np.ndarray) -> None:
@@ -95,7 +104,8 @@ def _hide_later(share: Share, seats: np.ndarray) -> None:
     """`visible` for causal contexts, row by row: at every step of few rows it is asked for."""
     for row in range(share.encode):
         seats[row, share.length + row + 1 :] = MASKED
-    seats[share.encode :, share.length + share.rows :] = MASKED
+    if share.canvas:
+        seats[share.encode :, share.length + share.rows :] = MASKED
 
 
 class RotaryTable:
@@ -110,11 +120,14 @@ class RotaryTable:
         angles = np.arange(positions, dtype=np.float32)[:, None] * self.frequency
         return np.cos(angles), np.sin(angles)
 
-    def rows(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """cos, sin [N, rotary_dim / 2] for int64 positions [N]."""
-        if position.size and position.max() >= len(self.cos):
-            self.cos, self.sin = self._table(2 * int(position.max()) + 2)
-        return self.cos[position], self.sin[position]
+    def write(self, position: np.ndarray, array: Callable[..., np.ndarray], most: int) -> None:
+        """Into the arrays "cos" and "sin" [N, rotary_dim / 2], as `Inputs.array` gives them, for int64 positions [N]
+        below `most`."""
+        if most > len(self.cos):
+            self.cos, self.sin = self._table(2 * most)
+        shape = len(position), self.cos.shape[1]
+        self.cos.take(position, axis=0, out=array("cos", shape, np.float32), mode="clip")
+        self.sin.take(position, axis=0, out=array("sin", shape, np.float32), mode="clip")
 
 
 @dataclass(frozen=True)
@@ -152,19 +165,24 @@ def wanted_rows(p: Pass, shift: bool) -> Wanted:
     return Wanted(encode, np.maximum(encoded + slots - 1, 0), remembered, last)
 
 
-def write_tokens(passes: Sequence[Pass], tokens: np.ndarray, roles: np.ndarray) -> None:
+def write_tokens(
+    passes: Sequence[Pass], frames: Sequence[Frame], tokens: np.ndarray, roles: np.ndarray
+) -> None:
     """Writes into int64 [N] each, for all rows of a call; roles as the graph counts them: clean, canvas, locked."""
+    at = 0
+    for made in frames:
+        roles[at : at + len(made.role)] = made.role
+        at += len(made.role)
     at = 0
     for p in passes:
         if len(p.encode):
-            end = at + len(p.encode)
-            tokens[at:end], roles[at:end], at = p.encode, 0, end
+            tokens[at : at + len(p.encode)] = p.encode
+            at += len(p.encode)
         if p.canvas is not None:
-            end = at + len(p.canvas)
-            tokens[at:end], roles[at:end] = p.canvas, 1
+            tokens[at : at + len(p.canvas)] = p.canvas
             if p.locked is not None:
-                roles[at:end] += np.asarray(p.locked, bool)
-            at = end
+                roles[at : at + len(p.canvas)] += np.asarray(p.locked, bool)
+            at += len(p.canvas)
 
 
 def expectations(passes: Sequence[Pass], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

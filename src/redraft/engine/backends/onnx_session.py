@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from redraft.engine.backends.onnx_rows import Frame
 from redraft.errors import RedraftError
 
 SMALL, SHAPES = (
@@ -66,28 +66,19 @@ class Inputs:
 
 
 class Sessions:
-    """One graph and its weights, on as many threads as a call is worth; made when first asked for.
+    """One network and its weights, on as many threads as a call is worth and with as many groups of lanes; made when
+    first asked for.
 
     The same bits come out on any number of threads: operators are parted between rows and columns, never along a sum.
     """
 
-    def __init__(self, graph: bytes, weights: dict[str, np.ndarray], spinning: bool) -> None:
+    def __init__(self, graph: Callable[[int], bytes], weights: dict[str, np.ndarray], spinning: bool) -> None:
+        """graph: the file for so many groups."""
         self._graph, self._weights, self._spinning = graph, weights, spinning
-        self._made: dict[int, Any] = {}
+        self._made: dict[tuple[int, int], Any] = {}
 
-    def on(self, threads: int) -> Any:
-        if threads not in self._made:
-            self._made[threads] = _session(self._graph, self._weights, threads, self._spinning)
-        return self._made[threads]
-
-
-class Runner:
-    """A session, what is bound to it, and which calls the bound arrays were written for."""
-
-    def __init__(self, session: Any, names: frozenset[str]) -> None:
-        self.session, self.binding = session, session.io_binding()
-        self.inputs = Inputs(self.binding, names)
-        self.view: Any = None
-        self.frame_key: Any = None
-        self.place_key: Any = None
-        self.frame: Frame
+    def on(self, threads: int, groups: int) -> Any:
+        key = threads, groups
+        if key not in self._made:
+            self._made[key] = _session(self._graph(groups), self._weights, threads, self._spinning)
+        return self._made[key]

@@ -68,6 +68,13 @@ class TorchContext:
         if length < self._length:
             self._length = max(0, length)
 
+    def copy(self, other: TorchContext, length: int) -> None:
+        """Takes over the first `length` tokens of another context; this one holds none yet."""
+        self.reserve(length)
+        self.keys[:, :length], self.values[:, :length] = other.keys[:, :length], other.values[:, :length]
+        self.hidden[:, :length] = other.hidden[:, :length]
+        self._length = length
+
     def extend(self, hidden: Tensor) -> None:
         """Counts the rows that a pass has written as clean tokens; hidden [rows, hidden]: their last
         states."""

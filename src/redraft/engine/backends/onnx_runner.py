@@ -1,0 +1,211 @@
+"""One run of a session: where its rows stand, what they hold, and whose logits come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.backend import Pass, PassResult
+from redraft.engine.backends.onnx_cache import CacheView, OnnxContext
+from redraft.engine.backends.onnx_graph import cache_names, of_group
+from redraft.engine.backends.onnx_rows import (
+    Frame,
+    RotaryTable,
+    Share,
+    Wanted,
+    expectations,
+    frame,
+    wanted_rows,
+    write_mask,
+    write_tokens,
+)
+from redraft.engine.backends.onnx_session import Inputs
+from redraft.errors import RedraftError
+
+SOME_ROW = np.zeros(1, np.int64)
+
+
+class Runner:
+    """A session, what is bound to it, and which calls the bound arrays were written for. least_rows: columns of a grid
+    at least. The session's graph has as many groups of lanes as `run` is given views."""
+
+    def __init__(
+        self,
+        session: Any,
+        names: frozenset[str],
+        config: DenoiserConfig,
+        rotary: RotaryTable,
+        least_rows: int,
+    ) -> None:
+        self.session, self.binding = session, session.io_binding()
+        self.config, self.rotary, self.least_rows = config, rotary, least_rows
+        self.inputs = Inputs(self.binding, names)
+        self._views: dict[int, Any] = {}
+        self._frames: list[Frame] = []
+        self._frames_key: Any = None
+        self._places_key: Any = None
+        self._wanted_key: Any = None
+        self._wanted: list[Wanted] = []
+        self._counts: list[int] = []
+        self._total = 0
+
+    def run(
+        self, passes: Sequence[Pass], contexts: Sequence[OnnxContext], views: Sequence[CacheView]
+    ) -> list[PassResult]:
+        """The passes' results; each context's lane lies in one of the views. Contexts grow by what they encoded only
+        when all went well. Raises RedraftError when the session fails."""
+        order, shares = _seated(passes, contexts, views)
+        ordered = passes if len(passes) == 1 else [passes[i] for i in order]
+        self._bind(views)
+        self._write_frames(shares, views)
+        self._write_places(shares, views)
+        self._write_rows(ordered)
+        self._write_wanted(ordered)
+        logits = np.empty((1, max(1, sum(self._counts)), self.config.vocab_size), np.float32)
+        self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as error:  # onnxruntime's own classes share no base
+            raise RedraftError(f"onnxruntime failed in a pass of {self._total} rows: {error}") from None
+        results: list[Any] = [None] * len(passes)
+        at = 0
+        for i, wanted, count in zip(order, self._wanted, self._counts, strict=True):
+            results[i] = _result(logits[0, at : at + count], wanted, contexts[i])
+            contexts[i].extend(len(passes[i].encode))
+            at += count
+        return results
+
+    def _bind(self, views: Sequence[CacheView]) -> None:
+        """Caches as inputs and, at the same addresses, as outputs; done again only where they moved."""
+        for group, view in enumerate(views):
+            key = view.key()
+            if self._views.get(group) == key:
+                continue
+            for name, array in zip(cache_names(self.config, group), view.arrays(), strict=True):
+                where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
+                self.binding.bind_input(name, *where)
+                self.binding.bind_output(f"{name}.next", *where)
+            self._views[group] = key
+
+    def _write_frames(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
+        """Index arrays that last as long as requests bring as many rows as before."""
+        key: list[Any] = [
+            (view.lanes, *[s[:3] for s in own]) for view, own in zip(views, shares, strict=True)
+        ]
+        if self._frames_key == key:
+            return
+        self._frames_key = self._places_key = self._wanted_key = None
+        sizes = [sum(s.rows for s in own) for own in shares]
+        before = accumulate(sizes, initial=0)
+        self._frames = [frame(tuple(rows), n, next(before), self.least_rows) for n, *rows in key]
+        self._total = sum(sizes)
+        alone = len(shares) == len(shares[0]) == 1
+        self.inputs.write("turn", (self._frames[0].columns if alone else np.arange(self._total))[None])
+        if len(views) > 1:
+            self.inputs.write("sizes", np.array(sizes))
+        for group, made in enumerate(self._frames):
+            self.inputs.write(of_group("grid", group), made.grid)
+            self.inputs.write(of_group("place", group), made.place)
+        self._frames_key = key
+
+    def _write_places(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
+        """Positions and masks: unchanged from one step to the next on the same canvas."""
+        key = shares, [view.rows for view in views]
+        if self._places_key == key:
+            return
+        self._places_key = None
+        inputs, positions = self.inputs, []
+        for group, (own, view, made) in enumerate(zip(shares, views, self._frames, strict=True)):
+            lengths: Any = own[0].length
+            if len(own) > 1:
+                lengths = np.array([s.length for s in own])[made.owner]
+            slot = inputs.array(of_group("slot", group), made.place.shape, np.int64)[0]
+            slot[:, 0], position = made.place[0, :, 0], slot[:, 1]
+            np.add(made.columns, lengths, out=position)
+            positions.append(position)
+            shape = (view.lanes, 1, made.grid.shape[1], view.rows)
+            mask = inputs.array(of_group("mask", group), shape, np.float32)
+            write_mask(self.config, own, mask)
+        where = positions[0] if len(positions) == 1 else np.concatenate(positions)
+        self.rotary.write(where, inputs.array, max(view.rows for view in views))
+        self._places_key = key
+
+    def _write_rows(self, passes: Sequence[Pass]) -> None:
+        """What each row holds."""
+        inputs, shape = self.inputs, (1, self._total)
+        tokens, role = inputs.array("tokens", shape, np.int64), inputs.array("role", shape, np.int64)
+        write_tokens(passes, self._frames, tokens[0], role[0])
+        if self.config.self_conditioning:
+            expected, row_of = expectations(passes, self.config.vocab_size)
+            inputs.write("expected", expected)
+            inputs.write("expected_row", row_of[None])
+
+    def _write_wanted(self, passes: Sequence[Pass]) -> None:
+        """Which rows' logits are wanted; steps that only encode want the same again and again. When nobody wants any,
+        one row is asked for: onnxruntime 1.30 still fails at products of no rows."""
+        key = [p.encode_logits if p.canvas is None else None for p in passes]
+        if None not in key and self._wanted_key == key:
+            return
+        self._wanted_key = None
+        self._wanted = [wanted_rows(p, self.config.shift) for p in passes]
+        own = [w.rows() for w in self._wanted]
+        self._counts = [len(rows) for rows in own]
+        if not max(self._counts):
+            own[0] = SOME_ROW
+        at = before = 0
+        parts = []
+        for group, made in enumerate(self._frames):
+            count = len(made.first)
+            rows = own[0]
+            if len(passes) > 1:
+                rows = np.concatenate(own[at : at + count])
+                rows = rows + np.repeat(made.first, [len(r) for r in own[at : at + count]])
+            place = self.inputs.array(of_group("wanted_place", group), (1, len(rows), 2), np.int64)
+            made.place.take(rows, axis=1, out=place)
+            parts.append(rows + before if before else rows)
+            at, before = at + count, before + len(made.columns)
+        self.inputs.write("wanted", parts[0] if len(parts) == 1 else np.concatenate(parts))
+        self._wanted_key = key
+
+
+def _seated(
+    passes: Sequence[Pass], contexts: Sequence[OnnxContext], views: Sequence[CacheView]
+) -> tuple[list[int], tuple[tuple[Share, ...], ...]]:
+    """The order of the rows, as numbers of passes: view by view, lane by lane. And their shares of each view."""
+    if len(passes) == 1:
+        return [0], ((_share(passes[0], contexts[0], views[0].first),),)
+    views_of = {id(view.arena): at for at, view in enumerate(views)}
+    seats = [(views_of[id(c.arena)], c.lane) for c in contexts]
+    order = sorted(range(len(passes)), key=seats.__getitem__)
+    shares: list[tuple[Share, ...]] = []
+    for view in views:
+        own = [i for i in order if contexts[i].arena is view.arena]
+        shares.append(tuple([_share(passes[i], contexts[i], view.first) for i in own]))
+    return order, tuple(shares)
+
+
+def _share(p: Pass, context: OnnxContext, first: int) -> Share:
+    return Share(
+        context.lane - first, len(p.encode), 0 if p.canvas is None else len(p.canvas), context.length
+    )
+
+
+def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:
+    """Sorts one pass's logits [rows, V] out, and lets the context remember its last clean row's."""
+    encoded = len(wanted.encode)
+    canvas = None
+    if wanted.canvas is not None:
+        canvas = logits[encoded : encoded + len(wanted.canvas)]
+        if wanted.remembered is not None and wanted.remembered.any():
+            if context.last_logits is None:
+                raise RedraftError(
+                    "a shifted canvas needs the last clean row: encode a token after truncating"
+                )
+            canvas[wanted.remembered] = context.last_logits
+    if len(wanted.last):
+        context.last_logits = logits[-1].copy()
+    return PassResult(logits[:encoded], canvas)
