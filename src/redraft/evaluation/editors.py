@@ -222,7 +222,7 @@ def proofreading(
     if best is None:
         progress(f"choosing a threshold on {len(valid)} texts")
         choice = choose_threshold(at, valid, THRESHOLDS)
-        best = choice and choice.threshold
+        best = None if choice is None else choice.threshold
     limit = THRESHOLDS[-1] if best is None else best
     editors: dict[str, Editor] = {
         "nothing": nothing,

@@ -41,7 +41,9 @@ AT_LEVEL = (
     "latency",
 )  # measured at the fastest level that is as good as AR; the others set their canvases
 TUNING_TEXTS = 4000
-PROOFREAD_SEED = 2  # of the texts that are published; those of seed 0 were looked at while proofreading was made
+PROOFREAD_SEED = (
+    2  # of the texts that are published; those of seed 0 were looked at while proofreading was made
+)
 PARTS = ("likelihood", "samples", *BENCHES, "proofread", "filling", "frontier_before", "training")
 
 

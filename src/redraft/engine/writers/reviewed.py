@@ -56,7 +56,7 @@ class Reviewed(Editing):
         events: list[Event] = [self.step_event(self.canvas)] if self.request.watched else []
         before = len(self.text)
         standing = self._standing
-        events.append(self._finish())
+        events += self._finish()
         kept = 0
         for stood, now in zip(standing, self.text[before:], strict=False):
             if stood != now:
