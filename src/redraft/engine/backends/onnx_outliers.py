@@ -47,7 +47,8 @@ def largest_inputs(
         scale = np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(config.rms_norm_eps))
         return np.asarray(x / scale * tensors[f"{name}.weight"], np.float32)
 
-    cos, sin = RotaryTable(config).rows(np.arange(len(tokens)))
+    table = RotaryTable(config)
+    cos, sin = table.cos[: len(tokens)], table.sin[: len(tokens)]
 
     def heads(x: np.ndarray, name: str) -> np.ndarray:
         """Queries or keys [N, heads, D], normed per head where the network does so, and turned."""
