@@ -18,6 +18,7 @@ from redraft.sampling import (
     advance,
     begin,
     choose,
+    gumbel,
     warp,
 )
 from redraft.sampling.reading import read
@@ -84,3 +85,26 @@ def test_canvases_of_one_length_share_what_they_begin_with_and_nobody_changes_it
         assert np.array_equal(getattr(fresh, name), getattr(given, name))
         assert getattr(fresh, name).dtype == getattr(given, name).dtype
     assert (fresh.opened, fresh.time, fresh.finished) == (given.opened, given.time, given.finished)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("bias", [(), ((3, 1.5),)])
+def test_a_guess_stands_where_it_is_nearly_as_likely(
+    temperature: float, bias: tuple[tuple[int, float], ...]
+) -> None:
+    """Every guess, banned ones too, at several tolerances, against the rule in words."""
+    rng = np.random.default_rng(5)
+    settings = WarpSettings(temperature, logit_bias=bias)
+    outcomes = set()
+    for position, row in enumerate(rng.normal(size=(12, VOCABULARY.vocab_size)).astype(np.float32)):
+        warped = warp(row, settings, banned=VOCABULARY.never_text)
+        if temperature:
+            warped = warped + gumbel(KEY, position, VOCABULARY.vocab_size)
+        best = int(warped.argmax())
+        for guess in range(VOCABULARY.vocab_size):
+            for ratio in (0.3, 0.7, 1.0):
+                near = guess == best or (ratio < 1 and warped[guess] >= warped[best] + np.log(ratio))
+                told = choose(row, settings, VOCABULARY, KEY, position, guess=guess, ratio=ratio)
+                assert told == (guess if near else best)
+                outcomes.add((near, guess == best))
+    assert outcomes == {(True, True), (True, False), (False, False)}

@@ -143,9 +143,12 @@ def choose(
     banned = vocabulary.never_text
     if settings.temperature == 0.0 and allowed is None and not settings.penalises:
         top = untouched_argmax(logits[None], settings, banned)
-        settled = ratio == 1.0 or guess is None or (top is not None and guess == top[0])
-        if top is not None and settled and math.isfinite(logits[top[0]]):
-            return int(top[0])
+        if top is not None and math.isfinite(highest := float(logits[top[0]])):
+            if ratio == 1.0 or guess is None or guess == top[0]:
+                return int(top[0])
+            if not settings.logit_bias:  # as below, without a copy of the vocabulary
+                near = guess not in banned and float(logits[guess]) >= highest + math.log(ratio)
+                return guess if near else int(top[0])
     warped = warp(logits, settings, chosen, allowed, banned)
     best = int(warped.argmax())
     if not math.isfinite(warped[best]):
