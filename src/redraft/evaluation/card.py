@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redraft.evaluation import numbers
+from redraft.evaluation import tables
 from redraft.files import renew_manifest, write_atomically
 
 Results = Mapping[str, Any]
@@ -58,16 +58,16 @@ def card(results: Results, about: About) -> str:
     parts += ["## Data and licence", about.data, about.terms]
     if results.get("training"):
         recipe = f"Recipe: {about.recipe}"
-        parts += ["## Training", numbers.training(results), recipe]
+        parts += ["## Training", tables.training(results), recipe]
     if results.get("likelihood"):
         note = (
             "Of dialogues that were not trained on. AR: the encode role, exact. NELBO: the denoise role, an upper "
             "bound on its negative log-likelihood, estimated by Monte Carlo (± its standard error)."
         )
-        parts += ["## Likelihood", numbers.likelihood(results), note]
+        parts += ["## Likelihood", tables.likelihood(results), note]
     parts += _frontiers(results)
     if "speed" in results:
-        parts += ["## Speed", numbers.speed(results)]
+        parts += ["## Speed", tables.speed(results)]
     if "samples" in results:
         parts += ["## Samples", _samples(results["samples"])]
     parts += ["## Limits", _limits(results)]
@@ -125,12 +125,12 @@ def _frontiers(results: Results) -> list[str]:
         "TPF: tokens committed per network evaluation, commits counted. AR NLL: nats a token of what was written, "
         "under the model's own AR role at temperature 1. Over AR's frontier: how much higher a point's AR NLL is than "
         "that of AR, swept over temperature, at equal distinct-3, with a 95 % interval. All over equally many tokens.",
-        numbers.frontier(results),
+        tables.frontier(results),
     ]
     if "frontier_before" in results:
         parts += [
             "Before the last stage, the same prompts:",
-            numbers.frontier(results, "frontier_before"),
+            tables.frontier(results, "frontier_before"),
             _gain(results),
         ]
     return parts
@@ -150,7 +150,7 @@ def _gain(results: Results) -> str:
         for p in results["frontier"]["points"]
         if p["name"] in before
     ]
-    return "Before → after:\n\n" + numbers.table(["point", "TPF", "AR NLL", "distinct-3", "entropy"], rows)
+    return "Before → after:\n\n" + tables.table(["point", "TPF", "AR NLL", "distinct-3", "entropy"], rows)
 
 
 def _samples(told: Mapping[str, Any]) -> str:

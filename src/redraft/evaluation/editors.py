@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from redraft.errors import RequestError
-from redraft.evaluation.numbers import table
 from redraft.evaluation.proofread import Counts, Triple, changes, count, pieces, score, score_by_kind
+from redraft.evaluation.tables import table
 from redraft.evaluation.writing import Progress
 from redraft.hub.tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 
 from redraft.errors import RedraftError, RequestError
-from redraft.evaluation import numbers
+from redraft.evaluation import tables
 from redraft.evaluation.intervals import wilson
 from redraft.files import write_atomically
 
@@ -203,7 +203,7 @@ def _speed(page: Page, told: dict[str, Any]) -> None:
 
 
 def _where(told: dict[str, Any]) -> str:
-    return numbers.where(told).rstrip(".") if "machine" in told else str(told["model"])
+    return tables.where(told).rstrip(".") if "machine" in told else str(told["model"])
 
 
 # Plots
@@ -270,7 +270,7 @@ def markdown(page: Page, plots: Sequence[Path]) -> str:
             for r in rows
         ]
         head = [title, *(_plain(_heading(page, c)) for c in columns)]
-        parts += [f"## {title}", numbers.table(head, body)]
+        parts += [f"## {title}", tables.table(head, body)]
     parts.append("Benchmarks: pass@1, one attempt a question, with the 95 % Wilson interval.")
     parts += [f"![{p.stem.replace('_', ' ')}]({p.name})" for p in plots]
     if not plots:

@@ -44,7 +44,8 @@ TUNING_TEXTS = 4000
 PROOFREAD_SEED = (
     2  # of the texts that are published; those of seed 0 were looked at while proofreading was made
 )
-PARTS = ("likelihood", "samples", *BENCHES, "proofread", "filling", "frontier_before", "training")
+EDITING = ("proofread", "filling", "instructions")
+PARTS = ("likelihood", "samples", *BENCHES, *EDITING, "frontier_before", "training")
 
 
 def training_cost(run: Path, on: str) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _edits(
     results: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """How well it proofreads and fills gaps."""
+    """How well it proofreads, fills gaps and follows instructions."""
     if "proofread" in wanted:
         from redraft.evaluation.damaged import pairs_of
         from redraft.evaluation.editors import proofreading
@@ -139,13 +140,17 @@ def _edits(
         valid, test = pairs_of(data, model.tokenizer, 4 if quick else 1000, seed=PROOFREAD_SEED)
         stored = model.defaults.proofread.get("threshold")
         results["proofread"] = proofreading(model, valid, test, say, stored) | machine(model)
-    if "filling" in wanted:
+    if "filling" in wanted or "instructions" in wanted:
         from redraft.evaluation.filling import filling
+        from redraft.evaluation.following import following
         from redraft.training.data import Corpus
 
         corpus = Corpus(data, "test")
         documents = [corpus[i] for i in range(len(corpus))]
-        results["filling"] = filling(model, documents, count=2 if quick else 400, progress=say)
+        if "filling" in wanted:
+            results["filling"] = filling(model, documents, count=2 if quick else 400, progress=say)
+        if "instructions" in wanted:
+            results["instructions"] = following(model, documents, 2 if quick else 200, progress=say)
 
 
 def tune(folder: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
