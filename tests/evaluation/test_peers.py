@@ -21,7 +21,7 @@ pytest.importorskip("gguf", reason="in the extra `gguf`, which make test install
 def both(folder: Path, prompt: np.ndarray, tokens: int, place: Path) -> tuple[list[int], dict[str, Any]]:
     """Greedy AR from the same prompt: our tokens, llama.cpp's answer."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is in the extra `peers`")
-    model = redraft.load(folder, backend="onnx")
+    model = redraft.load(folder, backend="torch")  # float32, as the file is
     ours = model.generate(prompt, decode="ar", temperature=0.0, max_tokens=tokens, ignore_eos=True)
     to_gguf.export(folder, place / "model.gguf")
     server = peers.llama_cpp(place / "model.gguf", 192, threads=1)

@@ -148,10 +148,10 @@ def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.jsonl").write_text(
         json.dumps({"step": 1, "seconds": 60.0, "tokens_per_second": 10.0}) + "\n"
     )
-    (out / "doc.md").write_text(
-        "".join(f"<!-- numbers:{name} --><!-- /numbers -->\n" for name in numbers.BLOCKS if name != "latency")
-    )
-    only = [p for p in report.PARTS if p != "latency"]  # its cold start would start another process
+    blocks = [name for name in numbers.BLOCKS if name not in ("latency", "instructions")]
+    (out / "doc.md").write_text("".join(f"<!-- numbers:{name} --><!-- /numbers -->\n" for name in blocks))
+    # The cold start of "latency" would start another process; the model of this test takes no instructions.
+    only = [p for p in report.PARTS if p != "latency"]
     common = [str(out / "results.json"), "--docs", str(out / "doc.md"), "--plots", str(out)]
     measure = [
         "--model",
@@ -241,3 +241,22 @@ def test_without_results_there_is_nothing_to_write(
     assert "give --model to measure one" in capsys.readouterr().err
     (tmp_path / "broken.json").write_text("[")
     assert report.main([str(tmp_path / "broken.json")]) == 2
+
+
+def test_instructions_are_told_with_what_went_wrong() -> None:
+    """Each family's share, and failures as cells of a table."""
+    scores = {"done_share": 0.25, "begun_share": 0.5, "local_share": 1.0, "kept_share": None}
+    family = scores | {"done": 1, "texts": 4}
+    told = {
+        "model": "m",
+        "backend": "b",
+        "machine": {"cpu": "c", "cores": 2},
+        "model_edits": family,
+        "nothing": family,
+        "families": {"case": family},
+        "failures": [{"instruction": "Shout.", "before": "a | b", "edited": "a\nb", "wanted": "A | B"}],
+    }
+    text = numbers.value_of("instructions", {"instructions": told})
+    assert "| m | 25.0 % | 50.0 % | 100.0 % | 0.0 % |" in text
+    assert "case 1 of 4" in text
+    assert r"| Shout. | a \| b | a b | A \| B |" in text

@@ -149,7 +149,7 @@ def _edits(
         documents = [corpus[i] for i in range(len(corpus))]
         if "filling" in wanted:
             results["filling"] = filling(model, documents, count=2 if quick else 400, progress=say)
-        if "instructions" in wanted:
+        if "instructions" in wanted and "<|edit|>" in model.tokenizer.special_ids:
             results["instructions"] = following(model, documents, 2 if quick else 200, progress=say)
 
 
