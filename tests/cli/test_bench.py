@@ -32,7 +32,7 @@ def test_json_is_one_object(redraft: Redraft, folder: Path, name: str) -> None:
     told = json.loads(shown.out)
     assert told["model"] == "tiny-random"
     assert told["backend"] == "torch"
-    assert list(told["modes"]) == ["ar", "diffusion", "verified"]
+    assert list(told["modes"])[:3] == ["ar", "diffusion", "verified"]
     assert "peers" not in told
 
 

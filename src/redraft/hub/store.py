@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from redraft.denoiser import shards
 from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, sha256
@@ -144,7 +143,9 @@ def check(folder: Path, verify: bool = True) -> None:
             )
     for name in weight_files(folder):
         if not (folder / name).is_file():
-            raise RequestError(f"{folder} has no {name}{shards.pickle_hint(folder)}")
+            from redraft.denoiser.shards import pickle_hint
+
+            raise RequestError(f"{folder} has no {name}{pickle_hint(folder)}")
     if verify and (folder / MANIFEST).exists():
         verify_manifest(folder)
 
@@ -222,8 +223,10 @@ def describe(model: ModelFolder) -> dict[str, Any]:
 
 def parameters(folder: Path) -> int | None:
     """Numbers in the weights, from the safetensors headers alone; None where they can't be read."""
+    from redraft.denoiser.shards import entries
+
     try:
-        files = [shards.entries(folder / name) for name in weight_files(folder)]
+        files = [entries(folder / name) for name in weight_files(folder)]
     except RequestError:
         return None
     return sum(math.prod(entry.shape) for found in files for entry in found.values())
@@ -232,7 +235,11 @@ def parameters(folder: Path) -> int | None:
 def weight_files(folder: Path) -> list[str]:
     """model.safetensors, the shards that its index lists, or an adapter's own file. Raises RequestError for an
     unreadable index."""
-    return [ADAPTER_WEIGHTS] if (folder / ADAPTER_CONFIG).exists() else shards.weight_files(folder)
+    if (folder / ADAPTER_CONFIG).exists():
+        return [ADAPTER_WEIGHTS]
+    from redraft.denoiser import shards  # its numpy would slow down a command line that only helps
+
+    return shards.weight_files(folder)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
