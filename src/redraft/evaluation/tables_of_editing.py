@@ -77,7 +77,7 @@ def instructions(results: Results) -> str:
         [_cell(case[key]) for key in ("instruction", "before", "edited", "wanted")]
         for case in told["failures"]
     ]
-    wrong = table(["instruction", "text", "what came back", "wanted"], failures)
+    wrong = table(["instruction", "text", "what came back", "wanted"], failures, numbers=False)
     about = f"{told['model_edits']['texts']} texts. As wanted, by what was asked: {families}. {where(told)}"
     return f"{table(head, rows)}\n\n{about}\n\nSome of what went wrong:\n\n{wrong}"
 
