@@ -142,7 +142,7 @@ def _batch(model: Model, dialogues: Dialogues, options: Options, progress: Progr
 
 
 def _frontier(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
-    prompts, tokens = options.size((32, 128), (3, 16))
+    prompts, tokens = options.size((80, 128), (3, 16))
     if options.effort is not None:
         raise RequestError("bench frontier sweeps thresholds itself: leave out --effort")
     short = {"thresholds": (0.9, 0.5), "temperatures": (0.0,), "ar_temperatures": (0.0, 0.7, 1.0), "timed": 1}

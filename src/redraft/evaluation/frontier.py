@@ -22,6 +22,8 @@ AR_TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)
 TEMPERATURES = (0.0, 0.5)
 CHECKS = (
+    (4, 0.7),
+    (5, 0.7),
     (4, 0.5),
     (5, 0.5),
     (5, 0.3),
@@ -45,7 +47,7 @@ class Frontier:
     checks: tuple[tuple[int, float], ...] = CHECKS
     draft_lengths: tuple[int | None, ...] = DRAFT_LENGTHS
     ar_temperatures: tuple[float, ...] = AR_TEMPERATURES
-    timed: int = 4
+    timed: int = 8
     batch: int = 8
     seed: int = 0
 
