@@ -56,7 +56,8 @@ def measure() -> None:
     """Every number that depends on the weights: results, model card, plots, documents, the README's picture."""
     (ROOT / "docs/images").mkdir(exist_ok=True)
     trained = [folder for _, folder in TRAINING.values() if (ROOT / folder).exists()]
-    before = ["--before", trained[-2]] if len(trained) > 1 else []
+    undistilled = TRAINING["train"][1]  # the only stage that has seen none of the AR self's continuations
+    before = ["--before", undistilled] if undistilled in trained else []
     run(
         *(sys.executable, "-m", "redraft.evaluation.report", "docs/results.json", "--model", "redraft-tiny"),
         *("--tune", "--data", "runs/data/sgd", *before, *(["--runs", *trained] if trained else [])),

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import redraft
-from redraft.denoiser import checkpoint
+from redraft.denoiser import adapters, checkpoint
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.hub import store
@@ -119,3 +119,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     last = complete(folder)[-1]
     held = load_file(last / "training_state" / "weights.safetensors")
     return held | load_file(last / "adapter_model.safetensors")
+
+
+def shake(model: Denoiser) -> None:
+    """Random numbers onto the adapter's: an untrained one hides what goes wrong in it."""
+    with torch.no_grad():
+        for p in adapters.adapter_of(model).parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))

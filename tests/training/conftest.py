@@ -9,6 +9,7 @@ import torch
 
 from redraft.training.data import prepare
 from redraft.training.recipe import Prepare, Source
+from tests.training.bases import make_base, make_data
 from tests.training.toys import dialogues, write_jsonl
 
 torch.set_num_threads(1)
@@ -28,3 +29,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare(settings, folder / "data")
     return folder / "data"
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base in a store of its own, and data for it in the folder that is returned."""
+    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
+    make_base()
+    return make_data(tmp_path)

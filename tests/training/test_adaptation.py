@@ -25,22 +25,13 @@ from redraft.training.adaptation_masks import dense
 from redraft.training.adaptation_objective import divergences
 from redraft.training.data import Corpus
 from redraft.training.flops import Work
-from tests.training.bases import EOS, NAME, finish, make_base, make_data, recipe, torchrun, weights
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
-    make_base()
-    return make_data(tmp_path)
+from tests.training.bases import EOS, NAME, finish, make_base, recipe, shake, torchrun, weights
 
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Adaptation:
     made = Adaptation(recipe(data), tmp_path / "run", resume=False)
-    with torch.no_grad():  # an untrained adapter hides what goes wrong in it
-        for p in adapters.adapter_of(made.model).parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    shake(made.model)
     return made
 
 

@@ -20,14 +20,7 @@ from redraft.training.answers import JOURNAL, draw_prompts, make_answers
 from redraft.training.data import Corpus
 from redraft.training.recipe import Source
 from redraft.training.start import training_rows
-from tests.training.bases import EOS, NAME, make_base, make_data, recipe
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
-    make_base()
-    return make_data(tmp_path)
+from tests.training.bases import EOS, NAME, recipe
 
 
 def settings(data: Path, **changes: Any) -> Answers:

@@ -26,25 +26,16 @@ from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_masks import dense, flex_masks
 from redraft.training.adaptation_objective import AdaptationObjective
 from redraft.training.adaptation_recipe import load_adaptation
-from tests.training.bases import finish, make_base, make_data, recipe, torchrun, weights
+from tests.training.bases import finish, recipe, shake, torchrun, weights
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
-    make_base()
-    return make_data(tmp_path)
 
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Adaptation:
     several = recipe(data, train={"row_length": 100})  # documents a row
     made = Adaptation(several, tmp_path / "run", resume=False)
-    with torch.no_grad():
-        for p in adapters.adapter_of(made.model).parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    shake(made.model)
     return made
 
 

@@ -5,14 +5,14 @@ redraft adapt recipes/135m-cpu.yaml --set train.steps=100
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from redraft.cli.options import Json
 from redraft.cli.prepare import Set
-from redraft.cli.train import Out, Plain, Resume, tell
+from redraft.cli.train import Out, Plain, Resume, watch
 
 
 def adapt(
@@ -27,14 +27,8 @@ def adapt(
 
     Ctrl-C keeps a checkpoint, --resume goes on from it; so does a recipe that cuts a run into slices.
     """
-    from redraft.cli.progress import Progress
     from redraft.training.adaptation import adapt as run
     from redraft.training.adaptation_recipe import load_adaptation
 
     loaded = load_adaptation(recipe, overrides)
-    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes work in silence
-        run(loaded, out, resume)
-        return
-    with Progress(loaded.train.steps, plain or None) as progress:
-        checkpoint = run(loaded, out, resume, progress)
-    tell(checkpoint, as_json)
+    watch(partial(run, loaded, out, resume), loaded.train.steps, plain, as_json)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,21 +35,26 @@ def train(
 
     The run's folder gets the resolved recipe, metrics.jsonl, checkpoints and a plot of the losses.
     """
-    from redraft.cli.progress import Progress
     from redraft.training.recipe import load
     from redraft.training.run import train as run
 
     loaded = load(recipe, overrides)
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work in silence
-    if not first:
-        run(loaded, out, resume)
+    watch(partial(run, loaded, out, resume), loaded.train.steps, plain, as_json)
+
+
+def watch(run: Callable[..., Path], steps: int, plain: bool, as_json: bool) -> None:
+    """Runs a training, its progress shown, and tells its last checkpoint. run: takes a Reporter or nothing."""
+    from redraft.cli.progress import Progress
+
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes work in silence
+        run()
         return
-    with Progress(loaded.train.steps, plain or None) as progress:
-        checkpoint = run(loaded, out, resume, progress)
-    tell(checkpoint, as_json)
+    with Progress(steps, plain or None) as progress:
+        checkpoint = run(progress)
+    _tell(checkpoint, as_json)
 
 
-def tell(checkpoint: Path, as_json: bool) -> None:
+def _tell(checkpoint: Path, as_json: bool) -> None:
     """Where a run's last checkpoint is, and with --json its newest metrics."""
     folder = checkpoint.parent
     told = {

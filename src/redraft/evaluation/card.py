@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from redraft.evaluation import tables
+from redraft.evaluation.tables import Results
 from redraft.files import renew_manifest, write_atomically
-
-Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _use(results: Results) -> str:
 
 
 def _frontiers(results: Results) -> list[str]:
-    """Quality beside speed, before the last stage too where that was measured."""
+    """Quality beside speed, before distillation too where that was measured."""
     if "frontier" not in results:
         return []
     parts = [
@@ -129,7 +128,7 @@ def _frontiers(results: Results) -> list[str]:
     ]
     if "frontier_before" in results:
         parts += [
-            "Before the last stage, the same prompts:",
+            "Before distillation, the same prompts:",
             tables.frontier(results, "frontier_before"),
             _gain(results),
         ]

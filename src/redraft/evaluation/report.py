@@ -118,10 +118,10 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     if data is not None:
         _edits(model, data, wanted, arguments.quick, results, say)
     if "frontier_before" in wanted and arguments.before is not None:
-        say("bench frontier, before the last stage")
+        say("bench frontier, before distillation")
         earlier = redraft.load(arguments.before, backend=arguments.backend)
         told = run_bench("frontier", earlier, replace(options, model=str(arguments.before)), say)
-        results["frontier_before"] = told | {"model": f"{results['model']} before the last stage"}
+        results["frontier_before"] = told | {"model": f"{results['model']} before distillation"}
 
 
 def _edits(
@@ -209,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--name", help="what the reports call it; its folder's name otherwise")
     made.add_argument("--backend", default="auto")
     made.add_argument("--data", type=Path, help="a prepared folder with valid and test splits")
-    made.add_argument("--before", type=Path, help="the model's folder before the last stage")
+    made.add_argument("--before", type=Path, help="the model's folder before distillation")
     made.add_argument(
         "--runs", type=Path, nargs="+", default=[], help="run folders, one a stage, for the cost"
     )
