@@ -45,8 +45,8 @@ def draw_prompts(
     """Up to settings.prompts different prompts, token ids of at most settings.longest each.
 
     Of a conversation all messages before one of the assistant's, or all up to a user's last, through the chat template;
-    of a text its beginning, cut anywhere. Documents take part again, cut elsewhere, while that brings new ones. exclude: see
-    data.read_documents. Raises RequestError for none.
+    of a text its beginning, cut anywhere. Documents take part again, cut elsewhere, while that brings new ones.
+    exclude: see data.read_documents. Raises RequestError for none.
     """
     documents = read_documents(sources, exclude)
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Python code as training text, out of the wheels that a package index serves: `pip download --no-deps NAME`.
 
-A wheel is read as it lies there; nothing of it is installed or run. Kept are files that people wrote to be read: no tests,
-migrations, vendored or generated modules, no giants and no data in code's clothes, and of near copies one.
+A wheel is read as it lies there; nothing of it is installed or run. Kept are files that people wrote to be read: no
+tests, migrations, vendored or generated modules, no giants and no data in code's clothes, and of near copies one.
 """
 
 from __future__ import annotations
