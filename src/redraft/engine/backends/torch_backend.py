@@ -183,23 +183,25 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return out.reshape(passes, rows, heads, size)
 
 
-def visibility(config: DenoiserConfig, length: int, encoded: int, slots: int, keys: int) -> np.ndarray:
-    """bool [encoded + slots, keys]: what the rows of one pass over a context of `length` may attend to.
+def visibility(config: DenoiserConfig, call: Pass, keys: int) -> np.ndarray:
+    """bool [encoded + slots, keys]: what the rows of a pass may attend to.
 
     Keys are the context, then the pass's rows, then padding up to `keys`.
     """
-    position = np.arange(keys)
-    anchor = length + encoded
-    canvas = (position >= anchor) & (position < anchor + slots)
-    start = np.where(
-        canvas,
-        canvas_start(config.layout, np.full(keys, anchor), config.canvas_length),
-        clean_start(config.layout, position, config.canvas_length),
-    )
-    document = np.where(position < anchor + slots, 0, -1)
-    every = Rows(canvas, document, position, start, np.zeros(keys, dtype=np.int64))
-    present = slice(length, anchor + slots)
-    queries = Rows(*(a[present, None] for a in (canvas, document, position, start, every.block)))
+    place = np.arange(keys)
+    length, anchor = call.context.length, call.context.length + len(call.encode)
+    end = anchor + call.slots
+    canvas = (place >= anchor) & (place < end)
+    block = np.zeros(keys, dtype=np.int64)
+    start = clean_start(config.layout, place, config.canvas_length)
+    if call.slots:
+        starts = np.array(call.starts)
+        block[anchor:end] = np.arange(call.slots) // (call.slots // len(starts))
+        begins = canvas_start(config.layout, length + starts, config.canvas_length)
+        start[anchor:end] = begins[block[anchor:end]]
+    every = Rows(canvas, np.where(place < end, 0, -1), place, start, block)
+    present = slice(length, end)
+    queries = Rows(*(a[present, None] for a in (canvas, every.document, place, start, block)))
     return np.asarray(allowed(queries, every))
 
 
@@ -259,12 +261,12 @@ class TorchBackend:
         parts, first = [], 0
         for call in passes:
             context = _own(call.context)
-            encoded, slots = len(call.encode), 0 if call.canvas is None else len(call.canvas)
+            encoded, slots = len(call.encode), call.slots
             if not encoded + slots:
                 raise RedraftError("a pass must encode or denoise something")
             context.reserve(encoded + slots)
             keys = _round_up(context.length + encoded + slots, KEY_BLOCK)
-            seen = visibility(self.config, context.length, encoded, slots, keys)
+            seen = visibility(self.config, call, keys)
             padding = _round_up(len(seen), self.row_multiple) - len(seen)
             seen = np.concatenate((seen, np.ones((padding, keys), dtype=bool)))
             mask = Visibility.additive(torch.from_numpy(seen).to(self.device), self.dtype)
@@ -281,10 +283,10 @@ class TorchBackend:
         for part in parts:
             start, middle, end = part.first, part.first + part.encoded, part.first + part.rows
             tokens[start:middle] = part.call.encode
-            positions[start:end] = part.context.length + np.arange(part.rows)
+            positions[start:middle] = part.context.length + np.arange(part.encoded)
             canvas[middle:end] = True
             if part.call.canvas is not None:
-                tokens[middle:end] = part.call.canvas
+                tokens[middle:end], positions[middle:end] = part.call.canvas, part.call.slot_positions
             if part.call.locked is not None:
                 locked[middle:end] = part.call.locked
         network = self.model.model
@@ -363,16 +365,13 @@ class TorchBackend:
 
     def _canvas_hidden(self, part: _Part, hidden: Tensor, index: np.ndarray) -> Tensor:
         """The hidden rows that predict these slots: their own, or with a shift the row before each."""
-        base = part.first + part.encoded
         if not self.config.shift:
-            return hidden[torch.from_numpy(base + index)]
-        before = base + index - 1
-        if part.encoded or not (index == 0).any():
-            return hidden[torch.from_numpy(before)]
-        if not part.context.length:  # nothing comes before: the first row's guess stands in, as in Dream
-            return hidden[torch.from_numpy(np.maximum(before, base))]
-        picked = hidden[torch.from_numpy(np.maximum(before, base))].clone()
-        picked[torch.from_numpy(index == 0)] = part.context.hidden[0, part.context.length - 1]
+            return hidden[torch.from_numpy(part.first + part.encoded + index)]
+        before = part.call.before(index)
+        # Where nothing comes before, the first row's guess stands in, as in Dream.
+        picked = hidden[torch.from_numpy(part.first + np.maximum(before, 0))]
+        if part.context.length and (before < 0).any():
+            picked[torch.from_numpy(before < 0)] = part.context.hidden[0, part.context.length - 1]
         return picked
 
 
