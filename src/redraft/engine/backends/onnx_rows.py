@@ -136,33 +136,41 @@ class Wanted:
 
     canvas: row of each wanted slot, None without a canvas. With a shift slot j is predicted by the row before it:
     slot 0 by the last clean row, if this pass has it, else by what its context remembers (`remembered` marks those
-    slots, whose row here only stands in). last: the last clean row, for the context to remember.
+    slots, whose row here only stands in). more: rows behind these that nobody is told about. last: where among all of
+    these the last clean row is, for the context to remember, or None.
     """
 
     encode: np.ndarray
     canvas: np.ndarray | None
     remembered: np.ndarray | None
-    last: np.ndarray
+    more: np.ndarray
+    last: int | None
 
     def rows(self) -> np.ndarray:
-        parts = [p for p in (self.encode, self.canvas, self.last) if p is not None and len(p)]
+        parts = [p for p in (self.encode, self.canvas, self.more) if p is not None and len(p)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [NO_ROWS])
 
 
-def wanted_rows(p: Pass, shift: bool) -> Wanted:
-    """What a pass asks for."""
+def wanted_rows(p: Pass, shift: bool, gated: bool = False) -> Wanted:
+    """What a pass asks for. gated: at least one row of its canvas, if it has one."""
     encoded = len(p.encode)
-    encode = NO_ROWS
+    encode, more, last = NO_ROWS, NO_ROWS, None
     if encoded and p.encode_logits != "none":
         encode = np.arange(encoded - 1 if p.encode_logits == "last" else 0, encoded)
-    last = np.arange(encoded - 1, encoded) if shift and encoded else NO_ROWS
-    if p.canvas is None:
-        return Wanted(encode, None, None, last)
-    slots = np.arange(len(p.canvas)) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
-    if not shift:
-        return Wanted(encode, encoded + slots if encoded else slots, None, last)
-    remembered = (slots == 0) & (encoded == 0) & (p.context.length > 0)
-    return Wanted(encode, np.maximum(encoded + slots - 1, 0), remembered, last)
+        last = len(encode) - 1 if shift else None
+    canvas, remembered = None, None
+    if p.canvas is not None:
+        slots = np.arange(len(p.canvas)) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
+        canvas = encoded + slots
+        if shift:
+            remembered = (slots == 0) & (encoded == 0) & (p.context.length > 0)
+            canvas = np.maximum(canvas - 1, 0)
+        if gated and not (canvas >= encoded).any():
+            more = np.array([encoded])
+    if shift and encoded and last is None:
+        last = len(encode) + (0 if canvas is None else len(canvas)) + len(more)
+        more = np.append(more, encoded - 1)
+    return Wanted(encode, canvas, remembered, more, last)
 
 
 def write_tokens(
