@@ -242,7 +242,7 @@ def _own(context: Context) -> OnnxContext:
 
 
 def _rows(p: Pass) -> int:
-    return len(p.encode) + (0 if p.canvas is None else len(p.canvas))
+    return len(p.encode) + p.slots
 
 
 def _check(passes: Sequence[Pass]) -> None:

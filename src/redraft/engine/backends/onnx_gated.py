@@ -59,9 +59,7 @@ class Gate:
         """`normed`, the base's norm of x, with the adapter's gains on canvas rows."""
         gain = w.weight(f"{name}.gain", size)
         eps = config.rms_norm_eps
-        own = w.op(
-            "SimplifiedLayerNormalization", self.pick(w, x), gain, axis=-1, epsilon=eps, stash_type=1
-        )
+        own = w.op("SimplifiedLayerNormalization", self.pick(w, x), gain, axis=-1, epsilon=eps, stash_type=1)
         return self.put(w, normed, own)
 
     def embed(self, w: GraphWriter, x: str, config: DenoiserConfig) -> str:
@@ -84,7 +82,9 @@ def adapter_weights(
     """Every weight that a gated graph has beside its base's, float32, by name. adapter: named as in its file, without
     PEFT's prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit
     one another."""
-    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)} | {"model.norm.gain": adapter["model.norm.weight"]}
+    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)} | {
+        "model.norm.gain": adapter["model.norm.weight"]
+    }
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):

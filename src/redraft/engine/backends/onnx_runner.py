@@ -131,7 +131,7 @@ class Runner:
             slot = inputs.array(of_group("slot", group), made.place.shape, np.int64)[0]
             slot[:, 0], position = made.place[0, :, 0], slot[:, 1]
             np.add(made.columns, lengths, out=position)
-            positions.append(position)
+            positions.append(_in_text(position, own, made))
             shape = (view.lanes, 1, made.grid.shape[1], view.rows)
             mask = inputs.array(of_group("mask", group), shape, np.float32)
             write_mask(self.config, own, mask)
@@ -180,6 +180,21 @@ class Runner:
         self._wanted_key = key
 
 
+def _in_text(places: np.ndarray, shares: tuple[Share, ...], made: Frame) -> np.ndarray:
+    """Positions in the text of rows at these places of their caches, int64 [N]: the same but for branches, whose
+    canvases lie one behind the other there."""
+    if not any(share.branches for share in shares):
+        return places
+    places = places.copy()
+    for share, first in zip(shares, made.first, strict=True):
+        if share.branches:
+            each = share.canvas // len(share.branches)
+            where = np.array(share.branches)[:, None] + np.arange(each)
+            at = first + share.encode
+            places[at : at + share.canvas] = share.length + where.reshape(-1)
+    return places
+
+
 def _in_list(chosen: np.ndarray) -> np.ndarray:
     """bool [N] to int64 [1, how many, 2]: (0, row) of each row that is chosen."""
     rows = np.flatnonzero(chosen)
@@ -205,9 +220,7 @@ def _seated(
 
 
 def _share(p: Pass, context: OnnxContext, first: int) -> Share:
-    return Share(
-        context.lane - first, len(p.encode), 0 if p.canvas is None else len(p.canvas), context.length
-    )
+    return Share(context.lane - first, len(p.encode), p.slots, context.length, p.branches or ())
 
 
 def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:
