@@ -1,13 +1,13 @@
 """What a gated adapter adds to the graph (see denoiser.adapters): nodes on canvas rows alone, beside the base's.
 
-All rows go through the base's own layers together, so that its weights are read once a pass. Canvas rows are then picked
-out by index, and what the adapter makes of them is put back in their places:
+All rows go through the base's own layers together, so that its weights are read once a pass. Canvas rows are then
+picked out by index, and what the adapter makes of them is put back in their places:
 
-    canvas        int64 [1, A, 2]    (0, row) of each canvas row in the list; there is at least one
+    canvas        int64 [1, A, 2]    (0, row) of each canvas row in the list; A may be 0
     wanted_canvas int64 [1, W, 2]    the same in the list of wanted rows, which is what is left near the end
 
-A clean row meets no number of the adapter, not even times 0. Layers that the graph joins (q, k and v; gate and up) share
-one product with all their A below one another, and one with their B in blocks.
+A clean row meets no number of the adapter, not even times 0. Layers that the graph joins (q, k and v; gate and up)
+share one product with all their A below one another, and one with their B in blocks.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class Gate:
         """`normed`, the base's norm of x, with the adapter's gains on canvas rows."""
         gain = w.weight(f"{name}.gain", size)
         eps = config.rms_norm_eps
-        own = w.op(
-            "SimplifiedLayerNormalization", self.pick(w, x), gain, axis=-1, epsilon=eps, stash_type=1
-        )
+        own = w.op("SimplifiedLayerNormalization", self.pick(w, x), gain, axis=-1, epsilon=eps, stash_type=1)
         return self.put(w, normed, own)
 
     def embed(self, w: GraphWriter, x: str, config: DenoiserConfig) -> str:
@@ -84,7 +82,9 @@ def adapter_weights(
     """Every weight that a gated graph has beside its base's, float32, by name. adapter: named as in its file, without
     PEFT's prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit
     one another."""
-    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)} | {"model.norm.gain": adapter["model.norm.weight"]}
+    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)} | {
+        "model.norm.gain": adapter["model.norm.weight"]
+    }
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
