@@ -239,8 +239,11 @@ class OnnxBackend:
         sooner, but on a session that packs the weights anew: it is made when calls without a canvas keep coming."""
         if not self._rank:
             return False
-        self._canvasless = 0 if any(p.canvas is not None for p in passes) else self._canvasless + 1
-        return self._canvasless < BASE_ALONE_FROM
+        if any(p.canvas is not None for p in passes):
+            self._canvasless = 0
+            return True
+        self._canvasless += 1
+        return self._canvasless < BASE_ALONE_FROM and not self._sessions.has(gated=False)
 
     @cached_property
     def exact_rows(self) -> int:

@@ -351,7 +351,7 @@ def build_graph(
     """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
     graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. rank: of
     a gated adapter on the canvas rows (see onnx_gated); 0: without."""
-    w = GraphWriter(precision, groups, Gate(rank) if rank else None)
+    w = GraphWriter(precision, groups, Gate(rank, config) if rank else None)
     _network(w, config)
     read = inputs(config, groups, gated=bool(rank))
     outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
