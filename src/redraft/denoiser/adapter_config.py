@@ -40,6 +40,11 @@ class AdapterConfig:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Rank of the Markov head, and the places that the confidence head tells apart; 0 for one that isn't there."""
+        return self.markov_rank, self.canvas_length if self.confidence else 0
+
     def adapted(self, base: DenoiserConfig) -> DenoiserConfig:
         """The base's config with a canvas. Raises RequestError for a token outside its vocabulary."""
         return dataclasses.replace(
@@ -66,7 +71,15 @@ class AdapterConfig:
 
     def write(self, folder: Path) -> None:
         """PEFT's own keys, and ours under "redraft"."""
-        own = ("mask_token_id", "null_token_id", "canvas_length", "shift", "layers", "markov_rank", "confidence")
+        own = (
+            "mask_token_id",
+            "null_token_id",
+            "canvas_length",
+            "shift",
+            "layers",
+            "markov_rank",
+            "confidence",
+        )
         raw = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

@@ -89,7 +89,7 @@ class Adapter(nn.Module):
         self.settings, self.gate = settings, Gate()
         size = model.config.hidden_size
         self.slots = Slots(size)
-        self.heads = Heads(size, settings.canvas_length, settings.markov_rank, settings.confidence)
+        self.heads = Heads(size, *settings.heads)
         self.parts = nn.ModuleDict()
         for name, module in _adapted(model):
             part = (
@@ -254,6 +254,9 @@ def read_into(adapter: Adapter, path: Path, heads: bool = True) -> None:
         )
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
+    if wrong and wrong[0].startswith(HEADS):
+        name = wrong[0].removeprefix(HEADS)
+        raise RequestError(f"the heads of {path} don't fit the adapter: {name}; train them anew")
     if wrong:
         raise RequestError(f"{path} doesn't fit its base: {wrong[0]}")
     with torch.no_grad():

@@ -31,7 +31,7 @@ class Heads(nn.Module):
         if self.markov:
             self.markov_A = nn.Parameter(torch.zeros(markov_rank, hidden))
             self.markov_B = nn.Parameter(torch.zeros(markov_rank, hidden))
-        if confidence:
+        if self.confidence:
             self.confidence_weight = nn.Parameter(torch.zeros(hidden))
             self.confidence_bias = nn.Parameter(torch.zeros(places))
             self.confidence_scale = nn.Parameter(torch.ones(places), requires_grad=False)

@@ -71,9 +71,7 @@ class Adaptation(Loop):
         assert config.mask_token_id is not None
         assert config.null_token_id is not None
         self.tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
-        self.objective = AdaptationObjective(
-            self.model, recipe.losses, train.flex, recipe.adapter.frozen
-        )
+        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex, recipe.adapter.frozen)
         self._make_it_fit()
         self.work = Work.of(self.model, recipe.adapter.frozen)
         self.begin(self.state.seconds)

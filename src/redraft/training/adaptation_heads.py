@@ -109,7 +109,9 @@ def platt(odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
         p = 1 / (1 + np.exp(-np.clip(x @ found, -30, 30)))
         slope = x.T @ (p - y) + RIDGE * (found - rest)
         step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(2), slope)
-        found -= step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-9))  # far from the best Newton leaps too far
+        found -= step * min(
+            1.0, 2.0 / max(np.abs(step).max(), 1e-9)
+        )  # far from the best Newton leaps too far
         if np.abs(step).max() < 1e-8:
             break
     return float(found[0]), float(found[1])

@@ -92,9 +92,7 @@ class AdaptationObjective(nn.Module):
     """flex: attention by FlexAttention's block masks, which are the dense masks, what is masked left out. frozen: the
     adapter learns nothing but its heads, so that no gradient goes through the network."""
 
-    def __init__(
-        self, model: Denoiser, settings: Losses, flex: bool = False, frozen: bool = False
-    ) -> None:
+    def __init__(self, model: Denoiser, settings: Losses, flex: bool = False, frozen: bool = False) -> None:
         super().__init__()
         self.model, self.settings, self.flex, self.frozen = model, settings, flex, frozen
         self.heads = adapter_of(model).heads

@@ -49,7 +49,9 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
             "adapter.frozen leaves nothing to learn without heads: set adapter.markov_rank or confidence"
         )
     if own.frozen and own.start is None:
-        raise RequestError("adapter.frozen needs a trained adapter to begin with: name its run in adapter.start")
+        raise RequestError(
+            "adapter.frozen needs a trained adapter to begin with: name its run in adapter.start"
+        )
 
 
 def check_tokenizer(recipe: AdaptRecipe, found: ModelFolder) -> None:

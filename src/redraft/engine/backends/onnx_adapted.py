@@ -23,9 +23,11 @@ from redraft.engine.backends.onnx_cache import OnnxContext
 from redraft.engine.backends.onnx_graph import Precision
 from redraft.errors import RequestError
 from redraft.hub.store import base_of
+from redraft.sampling.heads import DraftHeads
 
 NOTHING = np.empty(0, np.int64)
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEADS = "heads."
 
 
 class Merged(Mapping[str, np.ndarray]):
@@ -65,8 +67,19 @@ class Merged(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
+def adapter_heads(
+    base: Mapping[str, np.ndarray], adapter: Mapping[str, np.ndarray], settings: AdapterConfig, source: str
+) -> DraftHeads | None:
+    """The adapter's heads, if it has any; named as in `Merged`. Raises RequestError for what doesn't fit."""
+    own = {name.removeprefix(HEADS): adapter[name] for name in adapter if name.startswith(HEADS)}
+    embedding = base[TABLE]
+    return DraftHeads.of(own, embedding, base.get(HEAD, embedding), *settings.heads, source)
+
+
 class AdaptedOnnxBackend:
     """Implements engine.backend.Backend with two graphs over the same contexts."""
+
+    heads: DraftHeads | None = None
 
     def __init__(self, encoder: OnnxBackend, denoiser: OnnxBackend) -> None:
         self.encoder, self.denoiser = encoder, denoiser
@@ -111,7 +124,9 @@ class AdaptedOnnxBackend:
             denoiser = OnnxBackend(marked, merged, precision, threads, spinning, source=source)
         except ValueError as error:  # of shapes: another rank or width than the config's
             raise RequestError(f"{source} doesn't fit its base: {error}") from None
-        return cls(OnnxBackend(config, base, precision, threads, spinning, source=source), denoiser)
+        made = cls(OnnxBackend(config, base, precision, threads, spinning, source=source), denoiser)
+        made.heads = adapter_heads(base, adapter, settings, source)
+        return made
 
     def unpadded(self) -> AdaptedOnnxBackend:
         """The same network for AR's fastest loop; see OnnxBackend.unpadded."""

@@ -27,6 +27,7 @@ from redraft.engine.backends.onnx_runner import Runner
 from redraft.engine.backends.onnx_session import Sessions
 from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
+from redraft.sampling.heads import DraftHeads
 
 # Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves. At 3.5
 # million int8 took 0.7 to 0.8 of fp32's time, at 135 million 0.4 (benchmarks/backends.py, AVX-512 VNNI).
@@ -85,6 +86,8 @@ class OnnxBackend:
     exact: single rows attend as they would among others, bit for bit; False is faster for them (an AR baseline) and
     gives up that verified equals ar.
     """
+
+    heads: DraftHeads | None = None
 
     def __init__(
         self,

@@ -5,7 +5,8 @@ would have chosen after each. What agrees is committed, then AR's own token at t
 pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
 proposal comes from a canvas behind this one, denoised in the same pass; it stands only if all of this one was
 right, because otherwise it has read wrong tokens. (Speculative decoding, Leviathan 2023; the canvas as
-drafter: TiDAR, I-DLM.)
+drafter: TiDAR, I-DLM.) A model with heads (sampling.heads) tells each slot the token drafted before it, and how likely
+it is to be accepted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from redraft.engine.backend import Pass, PassResult
 from redraft.engine.events import Step
 from redraft.engine.writers.base import Event, Writer
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
+from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
 
@@ -27,6 +29,7 @@ class Verified(Writer):
     canvas: Canvas | None = None
     _proposal: tuple[int, ...] = ()
     _chance = 1.0  # that all of the proposal is right
+    _sure: np.ndarray  # of each slot of the canvas what the confidence head last said
 
     @cached_property
     def _at_once(self) -> bool:
@@ -92,35 +95,69 @@ class Verified(Writer):
                 return events
         if self.canvas is not None:
             assert result.canvas is not None
+            sure = self._heed_heads(self.canvas, result.canvas)
             if self._at_once:
                 reading = read(self.canvas, result.canvas)
-                self._proposal = self._proposed(reading.choice, reading.probability)
+                self._proposal = self._proposed(reading.choice, reading.probability if sure is None else sure)
                 self.canvas = None
                 return events
             self.canvas = advance(self.canvas, result.canvas)
             if self.request.watched:
                 events.append(self._draft_event(self.canvas))
             if self.canvas.finished:
-                self._proposal = self._proposed(self.canvas.shown, self.canvas.probability)
+                sure = self.canvas.probability if sure is None else sure
+                self._proposal = self._proposed(self.canvas.shown, sure)
                 self.canvas = None
         return events
 
-    def _proposed(self, shown: np.ndarray, probability: np.ndarray) -> tuple[int, ...]:
+    def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> np.ndarray | None:
+        """Corrects the logits in place; chances that drafts are accepted, float32 [C], None without a head for them.
+        In the place of the first slot stands the last token of the text, which AR has chosen meanwhile."""
+        if self.heads is None:
+            return None
+        chances = draft(self.heads, canvas, logits, self.text[-1])
+        if chances is None:
+            return None
+        if canvas.step == 0:
+            self._sure = np.ones(len(canvas.tokens), np.float32)
+        self._sure[canvas.wanted] = chances
+        return self._sure
+
+    def _proposed(self, shown: np.ndarray, sure: np.ndarray) -> tuple[int, ...]:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
-        up to an end of answer (there's nothing to encode behind it). In layout "auto" a token is worth its
-        row only while all up to it are right with a chance, by the canvas's own probabilities, of row_cost.
-        """
+        up to an end of answer (there's nothing to encode behind it), and in layout "auto" up to where a token isn't
+        worth its row any more. sure: the chance of each if all before it are right."""
         tokens: list[int] = []
-        chance, least = 1.0, self.request.row_cost if self.request.draft_layout == "auto" else 0.0
-        for token, sure in zip(shown[1:].tolist(), probability[1:].tolist(), strict=True):
+        chance, gain, rows = 1.0, 1.0, 1 + len(shown)
+        for token, own in zip(shown[1:].tolist(), sure[1:].tolist(), strict=True):
             if token in self._special:
                 continue
-            chance *= sure
-            if token in self.vocabulary.eos_ids or chance < least:
+            chance *= own
+            if token in self.vocabulary.eos_ids or not self._worth_a_row(chance, gain, rows):
                 break
             tokens.append(token)
-            self._chance = chance
+            self._chance, gain, rows = chance, gain + chance, rows + 1
         return tuple(tokens)
+
+    def _worth_a_row(self, chance: float, gain: float, rows: int) -> bool:
+        """Whether an evaluation of so many rows, which brings `gain` tokens, is to verify one more that comes with a
+        chance of `chance`. Where a confidence head says so, if that makes more tokens for the time; a canvas's own
+        probabilities flatter it less evenly, and are only held against what a row costs."""
+        if self.request.draft_layout != "auto":
+            return True
+        if self._confident:
+            cost = self._cost(rows)
+            return chance * cost > gain * (self._cost(rows + 1) - cost)
+        return chance >= self.request.row_cost
+
+    def _cost(self, rows: int) -> float:
+        """Of an evaluation of so many rows, in AR steps: as measured where that is known."""
+        costs = self.request.step_costs
+        return 1 + self.request.row_cost * (rows - 1) if costs is None else costs.at(rows)
+
+    @cached_property
+    def _confident(self) -> bool:
+        return self.heads is not None and self.heads.confident
 
     def _worth_drafting(self, slots: int) -> bool:
         """Whether to denoise the next canvas in the pass that verifies this proposal. It costs `slots` rows,
@@ -128,6 +165,9 @@ class Verified(Writer):
         layout, rows = self.request.draft_layout, self.request.row_cost * slots
         if not self._proposal or layout == "strided":
             return True
+        if self._confident:
+            encoded = 1 + len(self._proposal)
+            rows = self._cost(encoded + slots) - self._cost(encoded)
         return layout == "auto" and self._chance >= rows / (1 + rows)
 
     def _draft_event(self, canvas: Canvas) -> Step:
