@@ -20,12 +20,13 @@ from redraft.denoiser.transformer import Denoiser
 from redraft.engine import Request
 from redraft.engine.adaptive import StepCosts
 from redraft.engine.backends.onnx_adapted import AdaptedOnnxBackend
+from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.engine.writers.verified import Verified
 from redraft.errors import RequestError
 from redraft.hub import store
 from redraft.sampling import SamplerSettings
-from tests.engine.models import run, told, token_bytes
+from tests.engine.models import run, token_bytes, told
 from tests.engine.test_adapted import SETTINGS, adapted, base
 from tests.engine.test_verified import options
 from tests.hub.conftest import TEMPLATE, byte_level
@@ -46,7 +47,7 @@ def with_heads(settings: AdapterConfig = WITH_HEADS, **changes: Any) -> Denoiser
     return model
 
 
-def on_onnx(model: Denoiser) -> AdaptedOnnxBackend:
+def on_onnx(model: Denoiser) -> OnnxBackend:
     numbers = {
         name.removeprefix(adapters.PREFIX): p.detach().numpy()
         for name, p in adapters.adapter_of(model).named_tensors().items()
@@ -95,9 +96,9 @@ def proposals(model: Denoiser, backend: Any = None, **changes: Any) -> list[tupl
     seen: list[tuple[int, ...]] = []
 
     class Told(Verified):
-        def _proposed(self, shown: np.ndarray, sure: np.ndarray) -> tuple[int, ...]:
-            seen.append(super()._proposed(shown, sure))
-            return seen[-1]
+        def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
+            super()._propose(shown, sure)
+            seen.append(self._proposal)
 
     on = backend or TorchBackend(model)
     settings = SamplerSettings(canvas_length=8, temperature=changes.pop("temperature", 0.0))

@@ -1,14 +1,14 @@
 """Two small heads behind an adapter's canvas rows, for drafts that are to be verified.
 
 Slots of a canvas that are filled at once know nothing of one another. The *Markov head* (DSpark) lets a slot know the
-token before it: its logits gain W1[previous] · W2, drafted from left to right. Both tables are the base's own embeddings
-seen through a matrix of rank r, W1 = A rms_norm(E) and W2 = B H, so that the head is as small as a layer's LoRA and
-knows tokens that it never met in training. Since H is what turns hidden states into logits, W1[x] W2 = H (Bᵀ A
-rms_norm(E[x])): the head moves a row's hidden state, and costs no product over the vocabulary of its own.
+token before it: its logits gain W1[previous] · W2, drafted from left to right. Both tables are the base's own, of its
+embeddings E and of its logits H, seen through matrices of rank r: W1 = A rms_norm(E), W2 = B H. So the head is as small
+as a layer's LoRA, and knows tokens that it never met in training. And as H turns hidden states into logits, W1[x] W2 is
+H (Bᵀ A rms_norm(E[x])): the head moves a row's hidden state, and costs no product over the vocabulary of its own.
 
 The *confidence head* says how likely a slot's draft is to be accepted if all before it were: a linear function of the
 hidden state so moved, and of the slot's place in the canvas. It learns from the overlap with the AR self; its log-odds
-are then scaled and shifted, place by place, to what is accepted on held-out text (Platt, 1999; with the scale alone it is
+are then scaled and shifted, place by place, to what is accepted on held-out text (Platt, 1999; the scale alone would be
 temperature scaling).
 """
 

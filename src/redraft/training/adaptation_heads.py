@@ -30,7 +30,8 @@ class Live:
 
 @torch.no_grad()
 def live(objective: AdaptationObjective, batch: AdaptBatch) -> Live:
-    """Greedy drafts of canvases that show nothing. Slot 0 is the AR self's own; text after a token is taken as given."""
+    """Greedy drafts of canvases that show nothing. Slot 0 is the AR self's own; what is to be accepted after a token is
+    taken as given."""
     pairs = objective.pairs(batch)
     theirs = torch.cat([pairs.row[:0], *(objective.taught_by(part).argmax(-1) for part in pairs.portions())])
     canvases = batch.document.size

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from redraft.denoiser.adapters import adapter_of, canvas_rows
 from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.adaptation_batch import AdaptBatch
-from redraft.training.adaptation_masks import dense, flex_masks
+from redraft.training.adaptation_masks import beside, flex_masks
 from redraft.training.adaptation_recipe import Losses
 
 CHUNK = 4096  # rows whose logits exist at once: 4096 * 49,152 * 4 bytes is 0.8 GB
@@ -33,7 +33,8 @@ class Sums:
 
     Losses: ce, kl, rejected (total variation), aligned (1 - cosine of hidden states), live (KL one way or the other,
     by where a draft fails), entropy, fill, doubt (binary cross-entropy of the confidence head against the overlap with
-    the AR self). weight, fill_count: what to divide by; taught: the weight of slots with a teacher. agreed: slots (of `against`) where the likeliest token is the AR self's.
+    the AR self). weight, fill_count: what to divide by; taught: the weight of slots with a teacher. agreed: slots (of
+    `against`) where the likeliest token is the AR self's.
     """
 
     ce: Tensor
@@ -64,8 +65,8 @@ BY_WEIGHT = {"ce": "weight", "fill": "fill_count"}  # what a loss is divided by;
 class Pairs:
     """Supervised slots, n of them, canvas after canvas: hidden states of the canvas rows [n, hidden]; row: which of
     the clean rows predicts the same token, previous (the token of that row, which is the one before the slot), target,
-    number (of the slot's canvas), slot (in it): int64 [n]; weight, fill, taught: float32 [n]. clean: hidden states of all clean rows, [B * L, hidden]: several canvases may cover a
-    token, and its teacher runs once."""
+    number (of the slot's canvas), slot (in it): int64 [n]; weight, fill, taught: float32 [n]. clean: hidden states of
+    all clean rows, [B * L, hidden]: several canvases may cover a token, and its teacher runs once."""
 
     canvas: Tensor
     row: Tensor
@@ -110,7 +111,7 @@ class AdaptationObjective(nn.Module):
             text, own = (Visibility(flex=mask) for mask in flex_masks(batch, device))
         else:
             text = Visibility(dense=Visibility.additive(to(batch.clean_visible)[:, None]))
-            own = Visibility(dense=Visibility.additive(dense(to(batch.canvas_visible))[:, None]))
+            own = beside(to(batch.canvas_visible), self.model.lm_head.weight.dtype)
         with torch.no_grad():
             clean, past = model(to(batch.clean), to(batch.positions), text)
         learns = torch.is_grad_enabled() and not self.frozen

@@ -3,10 +3,10 @@
 Every pass encodes the last chosen token and a proposal for those that follow, and its AR logits say what AR
 would have chosen after each. What agrees is committed, then AR's own token at the first disagreement; so a
 pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
-proposal comes from a canvas behind this one, denoised in the same pass; it stands only if all of this one was
-right, because otherwise it has read wrong tokens. (Speculative decoding, Leviathan 2023; the canvas as
-drafter: TiDAR, I-DLM.) A model with heads (sampling.heads) tells each slot the token drafted before it, and how likely
-it is to be accepted.
+proposal comes from a canvas denoised in the same pass: one behind all of this proposal, which stands only if all
+of it was right, and others behind its first tokens, one for each number of them that is likely to be accepted.
+(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.) A model with heads
+(sampling.heads) tells each slot the token drafted before it, and how likely its own is to be accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from redraft.engine.backend import Pass, PassResult
-from redraft.engine.events import Step
+from redraft.engine.events import Commit, Step
 from redraft.engine.writers.base import Event, Writer
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
 from redraft.sampling.heads import draft
@@ -26,10 +26,13 @@ from redraft.sampling.reading import read
 
 class Verified(Writer):
     encode_prompt = "last"
-    canvas: Canvas | None = None
+    canvas: Canvas | None = None  # one that needs more steps
     _proposal: tuple[int, ...] = ()
-    _chance = 1.0  # that all of the proposal is right
-    _sure: np.ndarray  # of each slot of the canvas what the confidence head last said
+    _sure: tuple[
+        float, ...
+    ] = ()  # the chance that each token of the proposal is right if those before it are
+    _chances: np.ndarray  # of each slot of the canvas what the confidence head last said
+    _drafts: dict[int, Canvas]  # canvases under way, by how many tokens of the proposal they stand behind
 
     @cached_property
     def _at_once(self) -> bool:
@@ -64,50 +67,75 @@ class Verified(Writer):
         room = self.limit - self.context.length - len(pending)
         self._proposal = self._proposal[:room]
         encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
-        self.canvas = self._begin(room - len(self._proposal))
-        if self.canvas is None:
+        self._drafts = self._begin(room - len(self._proposal))
+        if not self._drafts:
             return Pass(self.context, encode, "all")
-        rows = wanted(self.canvas)
-        return Pass(self.context, encode, "all", canvas=self.canvas.tokens, canvas_rows=rows)
+        canvases = list(self._drafts.values())
+        slots = len(canvases[0].tokens)
+        starts = tuple(len(pending) + accepted for accepted in self._drafts)
+        return Pass(
+            self.context,
+            encode,
+            "all",
+            canvas=np.concatenate([c.tokens for c in canvases]),
+            canvas_rows=np.concatenate([wanted(c) + i * slots for i, c in enumerate(canvases)]),
+            branches=None if starts == (len(encode),) else starts,
+        )
 
-    def _begin(self, room: int) -> Canvas | None:
-        """A canvas behind the proposal, or None where there's no use or no room for one."""
-        request = self.request
-        left = self.output.rules.limit - len(self.output.tokens) - len(self._proposal)
-        slots = min(request.sampler.canvas_length, room, left)
-        if slots < 2 or not self._worth_drafting(slots):
-            return None
+    def _begin(self, room: int) -> dict[int, Canvas]:
+        """Canvases behind the proposal's beginnings; none where there's no use or no room (rows) for one."""
+        most = len(self._proposal)
+        left = self.output.rules.limit - len(self.output.tokens)
+        longest = min(self.request.sampler.canvas_length, room, left)
+        behind = [accepted for accepted in self._worth_drafting(longest) if accepted + 2 <= left]
+        if not behind or longest < 2:
+            return {}
+        slots = min(longest, left - behind[0])
         settings = self.resized(self._draft_settings, slots)
-        position = len(self.output.tokens) + len(self._proposal)
-        chosen = [*self.output.tokens, *self._proposal] if settings.penalises else ()
+        return {accepted: self._canvas(accepted, settings) for accepted in behind[-(room // slots) :]}
+
+    def _canvas(self, accepted: int, settings: SamplerSettings) -> Canvas:
+        """A canvas behind the first `accepted` tokens of the proposal."""
+        request, held = self.request, self._proposal[:accepted]
+        position = len(self.output.tokens) + accepted
+        chosen = [*self.output.tokens, *held] if settings.penalises else ()
         canvas = begin(
             settings, self.vocabulary, request.key, position, chosen=chosen, watched=request.watched
         )
         if request.draft_steps > 1:
             return canvas
-        return canvas.after(settled=_first(slots))  # nobody asks what the first slot would have been
+        return canvas.after(
+            settled=_first(settings.canvas_length)
+        )  # nobody asks what the first would have been
 
     def after_pass(self, result: PassResult) -> list[Event]:
         events: list[Event] = []
+        logits = result.canvas
         if len(result.encode):
+            drafts, self._drafts = self._drafts, {}
             events.append(self._verify(result.encode))
-            if self.done:
+            accepted = len(events[0].tokens) - 1
+            if self.done or accepted not in drafts:
                 return events
-        if self.canvas is not None:
-            assert result.canvas is not None
-            sure = self._heed_heads(self.canvas, result.canvas)
-            if self._at_once:
-                reading = read(self.canvas, result.canvas)
-                self._proposal = self._proposed(reading.choice, reading.probability if sure is None else sure)
-                self.canvas = None
-                return events
-            self.canvas = advance(self.canvas, result.canvas)
-            if self.request.watched:
-                events.append(self._draft_event(self.canvas))
-            if self.canvas.finished:
-                sure = self.canvas.probability if sure is None else sure
-                self._proposal = self._proposed(self.canvas.shown, sure)
-                self.canvas = None
+            assert logits is not None
+            self.canvas = drafts[accepted]
+            number, each = list(drafts).index(accepted), len(logits) // len(drafts)
+            logits = logits[number * each : (number + 1) * each]
+        assert self.canvas is not None
+        assert logits is not None
+        return events + self._draft(self.canvas, logits)
+
+    def _draft(self, canvas: Canvas, logits: np.ndarray) -> list[Event]:
+        """A step of the canvas behind what has been accepted; once it is finished it makes the next proposal."""
+        chances = self._heed_heads(canvas, logits)
+        if self._at_once:
+            reading = read(canvas, logits)
+            self._propose(reading.choice, reading.probability if chances is None else chances)
+            return []
+        self.canvas = canvas = advance(canvas, logits)
+        events: list[Event] = [self._draft_event(canvas)] if self.request.watched else []
+        if canvas.finished:
+            self._propose(canvas.shown, canvas.probability if chances is None else chances)
         return events
 
     def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> np.ndarray | None:
@@ -115,19 +143,21 @@ class Verified(Writer):
         In the place of the first slot stands the last token of the text, which AR has chosen meanwhile."""
         if self.heads is None:
             return None
-        chances = draft(self.heads, canvas, logits, self.text[-1])
+        _, chances = draft(self.heads, canvas, logits, self.text[-1])
         if chances is None:
             return None
         if canvas.step == 0:
-            self._sure = np.ones(len(canvas.tokens), np.float32)
-        self._sure[canvas.wanted] = chances
-        return self._sure
+            self._chances = np.ones(len(canvas.tokens), np.float32)
+        self._chances[canvas.wanted] = chances
+        return self._chances
 
-    def _proposed(self, shown: np.ndarray, sure: np.ndarray) -> tuple[int, ...]:
-        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
-        up to an end of answer (there's nothing to encode behind it), and in layout "auto" up to where a token isn't
-        worth its row any more. sure: the chance of each if all before it are right."""
+    def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
+        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile, up to an
+        end of answer (there's nothing to encode behind it), and in layout "auto" up to where a token isn't worth its
+        row any more. sure: the chance of each if all before it are right."""
+        self.canvas = None
         tokens: list[int] = []
+        chances: list[float] = []
         chance, gain, rows = 1.0, 1.0, 1 + len(shown)
         for token, own in zip(shown[1:].tolist(), sure[1:].tolist(), strict=True):
             if token in self._special:
@@ -136,13 +166,14 @@ class Verified(Writer):
             if token in self.vocabulary.eos_ids or not self._worth_a_row(chance, gain, rows):
                 break
             tokens.append(token)
-            self._chance, gain, rows = chance, gain + chance, rows + 1
-        return tuple(tokens)
+            chances.append(own)
+            gain, rows = gain + chance, rows + 1
+        self._proposal, self._sure = tuple(tokens), tuple(chances)
 
     def _worth_a_row(self, chance: float, gain: float, rows: int) -> bool:
         """Whether an evaluation of so many rows, which brings `gain` tokens, is to verify one more that comes with a
-        chance of `chance`. Where a confidence head says so, if that makes more tokens for the time; a canvas's own
-        probabilities flatter it less evenly, and are only held against what a row costs."""
+        chance of `chance`: where a confidence head says so, if that makes more tokens for the time. A canvas's own
+        probabilities are less true, and only held against what a row costs."""
         if self.request.draft_layout != "auto":
             return True
         if self._confident:
@@ -159,22 +190,28 @@ class Verified(Writer):
     def _confident(self) -> bool:
         return self.heads is not None and self.heads.confident
 
-    def _worth_drafting(self, slots: int) -> bool:
-        """Whether to denoise the next canvas in the pass that verifies this proposal. It costs `slots` rows,
-        for nothing if the proposal has a mistake; later it would cost these rows and a pass."""
-        layout, rows = self.request.draft_layout, self.request.row_cost * slots
-        if not self._proposal or layout == "strided":
-            return True
+    def _worth_drafting(self, slots: int) -> list[int]:
+        """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it. Each costs `slots`
+        rows, for nothing unless just so many are accepted; later it would cost these rows and a pass."""
+        layout, most = self.request.draft_layout, len(self._proposal)
+        if not most or layout == "strided":
+            return [most]
+        if layout == "separate":
+            return []
+        if layout == "branches":
+            return list(range(most + 1))
+        rows = self.request.row_cost * slots
         if self._confident:
-            encoded = 1 + len(self._proposal)
-            rows = self._cost(encoded + slots) - self._cost(encoded)
-        return layout == "auto" and self._chance >= rows / (1 + rows)
+            rows = self._cost(1 + most + slots) - self._cost(1 + most)
+        sure = np.array([*self._sure[:most], 0.0])
+        exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
+        return np.flatnonzero(exactly >= rows / (1 + rows)).tolist()
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
         return self.step_event(canvas, 1)
 
-    def _verify(self, logits: np.ndarray) -> Event:
+    def _verify(self, logits: np.ndarray) -> Commit:
         """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on
         it."""
         sampler, vocabulary, key, held = (
@@ -203,7 +240,6 @@ class Verified(Writer):
         wrong = len(self._proposal) - (len(chosen) - 1)
         if wrong:
             self.context.truncate(self.context.length - wrong)
-            self.canvas = None
         self._proposal = ()
         event = self.commit(chosen)
         self.canvases += 1
