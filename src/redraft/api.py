@@ -149,6 +149,8 @@ class Model(Editable):
         if check == 0:
             values["check_ratio"] = None
         costs = self._step_costs(values)
+        if decode == "verified" and values["step_costs"]:  # where a confidence head weighs drafts
+            costs = StepCosts.of(values["step_costs"])
         request = Request(
             prompt=tuple(self.encode(prompt)),
             decode=decode,

@@ -25,9 +25,9 @@ class Heads(nn.Module):
     """markov_A, markov_B: float [r, hidden]. confidence_weight [hidden]; confidence_bias and, not trained but fitted,
     confidence_scale and confidence_shift [places], of the slots of a canvas. Only those of the heads that there are."""
 
-    def __init__(self, hidden: int, places: int, markov_rank: int, confidence: bool) -> None:
+    def __init__(self, hidden: int, markov_rank: int, places: int) -> None:
         super().__init__()
-        self.markov, self.confidence = markov_rank > 0, confidence
+        self.markov, self.confidence = markov_rank > 0, places > 0
         if self.markov:
             self.markov_A = nn.Parameter(torch.zeros(markov_rank, hidden))
             self.markov_B = nn.Parameter(torch.zeros(markov_rank, hidden))

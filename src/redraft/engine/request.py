@@ -35,7 +35,8 @@ class Request:
     never be chosen, such as role tokens in the middle of a text.
 
     step_costs: the length of each canvas after the first few evaluations follows how the last ones went and what a
-    step of each length costs (engine.adaptive); None: as the sampler says.
+    step of each length costs (engine.adaptive); None: as the sampler says. In decode "verified" a confidence head
+    weighs drafts by them, in place of row_cost.
 
     slide: so many leading slots that have settled are committed at once and as many opened at the canvas's end, so that
     no pass is spent on a canvas's last few slots; 0: a canvas is committed whole.
