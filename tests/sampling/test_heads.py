@@ -11,7 +11,7 @@ import pytest
 from redraft.errors import RedraftError, RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
 from redraft.sampling.canvas import Canvas
-from redraft.sampling.heads import CANDIDATES, DraftHeads, draft
+from redraft.sampling.heads import CANDIDATES, READ_FROM, DraftHeads, draft
 from redraft.sampling.noise import gumbel
 from redraft.sampling.reading import read
 
@@ -163,11 +163,11 @@ def test_the_shortest_readout_of_the_first_logits_is_the_vector_times_the_state(
     own = heads()
     hidden, logits = hidden_and_logits(own, 20)
     assert own.confidence_weight is not None
-    assert len(own.readout) == 8 * HIDDEN
+    assert len(own.readout) == READ_FROM * HIDDEN
     np.testing.assert_allclose(
         logits[:, : len(own.readout)] @ own.readout, hidden @ own.confidence_weight, atol=1e-4
     )
-    due = np.linalg.pinv(own.output[: 8 * HIDDEN].T.astype(np.float64)) @ own.confidence_weight
+    due = np.linalg.pinv(own.output[: READ_FROM * HIDDEN].T.astype(np.float64)) @ own.confidence_weight
     np.testing.assert_allclose(own.readout, due, atol=1e-5)
 
 
@@ -176,6 +176,13 @@ def test_a_canvas_longer_than_those_of_training_has_its_last_place() -> None:
     _, logits = hidden_and_logits(own, 2)
     both = own.chances(np.array([SLOTS - 1, SLOTS + 5]), np.stack((logits[0], logits[0])), None)
     assert both[0] == both[1]
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    logits = np.zeros((SLOTS - 1, SIZE), np.float32)
+    logits[3, 7] = np.nan
+    with pytest.raises(RedraftError, match="not finite numbers"):
+        draft(heads(), canvas(), logits, 5)
 
 
 def test_logits_of_another_shape_are_refused() -> None:

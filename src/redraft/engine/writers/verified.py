@@ -127,7 +127,12 @@ class Verified(Writer):
 
     def _draft(self, canvas: Canvas, logits: np.ndarray) -> list[Event]:
         """A step of the canvas behind what has been accepted; once it is finished it makes the next proposal."""
-        chances = self._heed_heads(canvas, logits)
+        tokens, chances = self._heed_heads(canvas, logits)
+        if self._at_once and tokens is not None and chances is not None:
+            shown = canvas.shown.copy()
+            shown[canvas.wanted] = tokens  # all that a reading would say
+            self._propose(shown, chances)
+            return []
         if self._at_once:
             reading = read(canvas, logits)
             self._propose(reading.choice, reading.probability if chances is None else chances)
@@ -138,18 +143,19 @@ class Verified(Writer):
             self._propose(canvas.shown, canvas.probability if chances is None else chances)
         return events
 
-    def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> np.ndarray | None:
-        """Corrects the logits in place; chances that drafts are accepted, float32 [C], None without a head for them.
-        In the place of the first slot stands the last token of the text, which AR has chosen meanwhile."""
+    def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Corrects the logits in place. The tokens of the slots that were read, and the chances that drafts are
+        accepted, float32 [C]; each None without a head for it. In the place of the first slot stands the last token of
+        the text, which AR has chosen meanwhile."""
         if self.heads is None:
-            return None
-        _, chances = draft(self.heads, canvas, logits, self.text[-1])
+            return None, None
+        tokens, chances = draft(self.heads, canvas, logits, self.text[-1])
         if chances is None:
-            return None
+            return tokens, None
         if canvas.step == 0:
             self._chances = np.ones(len(canvas.tokens), np.float32)
         self._chances[canvas.wanted] = chances
-        return self._chances
+        return tokens, self._chances
 
     def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile, up to an
