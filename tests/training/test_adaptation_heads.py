@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +167,17 @@ def test_what_heads_cannot_stand_behind_gets_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_live_drafts_are_those_of_the_engine(run: Adaptation) -> None:
+def test_live_drafts_are_those_of_the_engine(data: Path, tmp_path: Path) -> None:
     """Canvas by canvas: the backend's logits, drafted by sampling.heads with all tokens as candidates."""
-    from dataclasses import replace
-
+    toy = recipe(data, adapter=HEADS, canvas=ALL_MASKS, train={"steps": 60}, losses={"ce": 0, "kl_share": 1})
+    run = Adaptation(toy, tmp_path / "run", resume=False)
+    while not run.done:  # until some drafts are right
+        run.step()
     batch = run._build(run.rows, 0, range(4), 4, kind=0)
     with torch.no_grad():
         found = live(run.objective, batch)
         pairs = run.objective.pairs(batch)
         theirs = run.objective.taught_by(pairs).argmax(-1).numpy()
-        odds = iter(found.odds.tolist())
     backend, config = TorchBackend(run.model), run.model.config
     assert backend.heads is not None
     heads = replace(backend.heads, candidates=config.vocab_size)
@@ -203,7 +205,7 @@ def test_live_drafts_are_those_of_the_engine(run: Adaptation) -> None:
         due.append(count)
         reached.append(min(count + 1, int((taught & (number == b * 4 + n)).sum())))
     assert found.runs.tolist() == due
-    assert len(found.place) == len(found.right) == len(list(odds)) == sum(reached)
+    assert len(found.place) == len(found.right) == len(found.odds) == sum(reached)
     assert max(due) > 0
 
 
