@@ -149,8 +149,6 @@ class Model(Editable):
         if check == 0:
             values["check_ratio"] = None
         costs = self._step_costs(values)
-        if decode == "verified" and values["step_costs"]:  # where a confidence head weighs drafts
-            costs = StepCosts.of(values["step_costs"])
         request = Request(
             prompt=tuple(self.encode(prompt)),
             decode=decode,
@@ -161,6 +159,7 @@ class Model(Editable):
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
+            row_cost=StepCosts.of(self.defaults.step_costs).row,
             seed=drawn(seed),
         )
         request.check(self.config)

@@ -18,7 +18,6 @@ from redraft.denoiser.adapter_config import AdapterConfig
 from redraft.denoiser.checkpoint import state_dict
 from redraft.denoiser.transformer import Denoiser
 from redraft.engine import Request
-from redraft.engine.adaptive import StepCosts
 from redraft.engine.backends.onnx_adapted import AdaptedOnnxBackend
 from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.engine.backends.torch_backend import TorchBackend
@@ -76,15 +75,14 @@ def test_numpy_and_torch_agree_on_what_the_heads_do() -> None:
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_verified_is_ar_with_heads(kind: str) -> None:
-    """Greedy and sampled, all layouts, one draft step (on torch several), watched or not, with step costs or not."""
+    """Greedy and sampled, all layouts, one draft step (on torch several), watched or not."""
     model = with_heads()
     backend: Any = TorchBackend(model) if kind == "torch" else on_onnx(model)
     assert backend.heads is not None
     requests = []
     for seed in range(60 if kind == "torch" else 30):
         given = options(seed) | ({"draft_steps": 1} if kind == "onnx" else {})
-        costs = StepCosts(((4, 1.3), (8, 1.9))) if seed % 3 == 0 else None
-        verified = Request(decode="verified", watched=seed % 2 == 0, step_costs=costs, **given)
+        verified = Request(decode="verified", watched=seed % 2 == 0, **given)
         requests += [Request(decode="ar", **given), verified]
     tickets = run(requests, backend, max_batch=12, prefix_contexts=0)
     for ar, verified in zip(tickets[::2], tickets[1::2], strict=True):
@@ -138,22 +136,13 @@ def test_a_confidence_that_cuts_everything_gives_ar() -> None:
     assert told(ar) == told(verified)  # as many evaluations, too
 
 
-@pytest.mark.parametrize("odds", [-1.0, 0.0, 2.0, 30.0])
-@pytest.mark.parametrize("costs", [None, StepCosts(((4, 1.5), (12, 2.0), (20, 6.0)))])
-def test_a_draft_is_as_long_as_makes_most_tokens_for_the_time(odds: float, costs: StepCosts | None) -> None:
-    chance, slots = 1 / (1 + np.exp(-odds)), 8
-
-    def cost(rows: int) -> float:
-        return 1 + 0.03 * (rows - 1) if costs is None else costs.at(rows)
-
-    def worth(length: int) -> float:
-        gain = sum(chance**k for k in range(length + 1))
-        return float(gain / cost(1 + slots + length))
-
-    lengths = [len(p) for p in proposals(sure(with_heads(), odds), step_costs=costs)]
-    best = max(range(slots), key=worth)
-    assert lengths[0] == best
-    assert max(lengths[:2]) <= best  # a null makes a draft shorter; the last canvases have fewer slots
+@pytest.mark.parametrize(
+    ("odds", "row_cost"), [(0.0, 0.05), (2.0, 0.2), (2.0, 0.05), (30.0, 0.2), (0.0, 0.0)]
+)
+def test_a_draft_is_cut_where_its_chance_no_longer_pays_for_a_row(odds: float, row_cost: float) -> None:
+    chance = 1 / (1 + np.exp(-odds))
+    due = sum(chance**k >= 2 * row_cost for k in range(1, 8))  # an answer is begun at a pace of 2
+    assert len(proposals(sure(with_heads(), odds), row_cost=row_cost)[0]) == due
 
 
 # -- on disk --------------------------------------------------------------------------------------------------

@@ -194,8 +194,7 @@ class Way:
         sampler = request.sampler
         out: dict[str, Any] = {"decode": self.decode, "temperature": sampler.temperature}
         if self.decode != "ar":
-            chosen = request.step_costs is not None and not request.drafts
-            out["canvas"] = "auto" if chosen else sampler.canvas_length
+            out["canvas"] = sampler.canvas_length if request.step_costs is None else "auto"
         if request.drafts:
             out |= {"draft_steps": self.draft_steps, "draft_layout": self.draft_layout}
         if self.decode == "diffusion":

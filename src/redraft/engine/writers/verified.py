@@ -24,6 +24,9 @@ from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
 
+BEFORE = 4  # evaluations that an answer's pace is begun with
+
+
 class Verified(Writer):
     encode_prompt = "last"
     canvas: Canvas | None = None  # one that needs more steps
@@ -158,47 +161,33 @@ class Verified(Writer):
         return tokens, self._chances
 
     def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
-        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile, up to an
-        end of answer (there's nothing to encode behind it), and in layout "auto" up to where a token isn't worth its
-        row any more. sure: the chance of each if all before it are right."""
+        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
+        up to an end of answer (there's nothing to encode behind it). In layout "auto" a token must be worth its
+        row: all up to it are right with a chance that makes up for row_cost. sure: the chance of each if all before it
+        are right, by the confidence head or else the canvas's own probabilities.
+        """
         self.canvas = None
         tokens: list[int] = []
         chances: list[float] = []
-        chance, gain, rows = 1.0, 1.0, 1 + len(shown)
+        chance, least = (
+            1.0,
+            self.request.row_cost * self._pace if self.request.draft_layout == "auto" else 0.0,
+        )
         for token, own in zip(shown[1:].tolist(), sure[1:].tolist(), strict=True):
             if token in self._special:
                 continue
             chance *= own
-            if token in self.vocabulary.eos_ids or not self._worth_a_row(chance, gain, rows):
+            if token in self.vocabulary.eos_ids or chance < least:
                 break
             tokens.append(token)
             chances.append(own)
-            gain, rows = gain + chance, rows + 1
         self._proposal, self._sure = tuple(tokens), tuple(chances)
-
-    def _worth_a_row(self, chance: float, gain: float, rows: int) -> bool:
-        """Whether an evaluation of so many rows, which brings `gain` tokens, is to verify one more that comes with a
-        chance of `chance`: where a confidence head says so, if that makes more tokens for the time. A canvas's own
-        probabilities are less true, and only held against what a row costs."""
-        if self.request.draft_layout != "auto":
-            return True
-        if self._confident:
-            cost = self._cost(rows)
-            return chance * cost > gain * (self._cost(rows + 1) - cost)
-        return chance >= self.request.row_cost
-
-    def _cost(self, rows: int) -> float:
-        """Of an evaluation of so many rows, in AR steps: as measured where that is known."""
-        costs = self.request.step_costs
-        return 1 + self.request.row_cost * (rows - 1) if costs is None else costs.at(rows)
-
-    @cached_property
-    def _confident(self) -> bool:
-        return self.heads is not None and self.heads.confident
 
     def _worth_drafting(self, slots: int) -> list[int]:
         """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it. Each costs `slots`
-        rows, for nothing unless just so many are accepted; later it would cost these rows and a pass."""
+        rows, for nothing unless just so many are accepted; without it the next pass has these rows and no more to
+        verify than one token.
+        """
         layout, most = self.request.draft_layout, len(self._proposal)
         if not most or layout == "strided":
             return [most]
@@ -207,11 +196,15 @@ class Verified(Writer):
         if layout == "branches":
             return list(range(most + 1))
         rows = self.request.row_cost * slots
-        if self._confident:
-            rows = self._cost(1 + most + slots) - self._cost(1 + most)
         sure = np.array([*self._sure[:most], 0.0])
         exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
-        return np.flatnonzero(exactly >= rows / (1 + rows)).tolist()
+        saved = (1 + rows) * (1 - 1 / self._pace)  # that pass, less what its token costs otherwise
+        return np.flatnonzero(exactly * saved >= rows).tolist()
+
+    @property
+    def _pace(self) -> float:
+        """Tokens an evaluation so far, begun as if a few had brought two each: a token is worth 1 / pace."""
+        return (len(self.output.tokens) + 2 * BEFORE) / (self.nfe + BEFORE)
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
