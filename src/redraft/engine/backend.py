@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.sampling.heads import DraftHeads
 
 
 class Context(Protocol):
@@ -87,6 +88,11 @@ class Backend(Protocol):
 
     config: DenoiserConfig
     name: str
+
+    @property
+    def heads(self) -> DraftHeads | None:
+        """What goes over the logits of a canvas that drafts; of adapters that have such."""
+        ...
 
     def new_context(self, capacity: int) -> Context: ...
 

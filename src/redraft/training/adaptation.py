@@ -26,6 +26,7 @@ from redraft.training import adaptation_start as start
 from redraft.training import checkpoints, metrics, optim, portable, sharding
 from redraft.training.adaptation_batch import AdaptBatch, build
 from redraft.training.adaptation_canvases import Tokens
+from redraft.training.adaptation_heads import measure
 from redraft.training.adaptation_objective import NAMES, AdaptationObjective, Sums, accepted
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.adaptation_samples import Sampler, sampler
@@ -59,9 +60,9 @@ class Adaptation(Loop):
         self._make_folder(resume)
         self.model = start.network(recipe, base, self.world.device)
         adapter = adapters.adapter_of(self.model)
-        settings = recipe.optimizer
+        self.learning, settings = [p for p in adapter.parameters() if p.requires_grad], recipe.optimizer
         adam = torch.optim.AdamW(
-            adapter.parameters(), settings.learning_rate, settings.betas, weight_decay=0.0, fused=True
+            self.learning, settings.learning_rate, settings.betas, weight_decay=0.0, fused=True
         )
         self.state = TrainingState(adapter, optim.Ema(adapter, settings.ema), [adam])
         if resume:
@@ -70,9 +71,9 @@ class Adaptation(Loop):
         assert config.mask_token_id is not None
         assert config.null_token_id is not None
         self.tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
-        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex)
+        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex, recipe.adapter.frozen)
         self._make_it_fit()
-        self.work = Work.of(self.model)
+        self.work = Work.of(self.model, recipe.adapter.frozen)
         self.begin(self.state.seconds)
         self.micro_rows = train.micro_rows or self._probe()
         if train.peak_tflops:
@@ -142,9 +143,8 @@ class Adaptation(Loop):
         weight, taught, fill = self.world.sum(list(batch.divisors()))
         sums = self._gradients(batch, (weight, taught, fill))
         rows = batch.tokens, batch.canvas_rows, batch.supervised
-        parameters = list(state.model.parameters())
-        self.world.add_gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip))
+        self.world.add_gradients(self.learning)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learning, recipe.optimizer.clip))
         totals = self.world.sum([*map(float, sums), *map(float, rows), self.seconds])
         self.agreed_seconds = totals[-1] / self.world.size
         told = self._told(totals)
@@ -204,6 +204,7 @@ class Adaptation(Loop):
             "accept": 1 - sums["rejected"] / taught,
             "agree": sums["agreed"] / max(sums["against"], 1.0),
             "fill": sums["fill"] / fill_count,
+            **({"doubt": sums["doubt"] / taught} if self.objective.heads.confidence else {}),
             "tokens": clean,
             "canvas_rows": canvas,
             "supervised": supervised,
@@ -261,16 +262,25 @@ class Adaptation(Loop):
             adapter.load_state_dict(kept)
 
     def evaluate(self, sampler: Sampler | None) -> None:
-        """Of the average, on held-out text: accepted drafts in a row of canvases that show nothing, and cross-entropy
-        of holes; then the recipe's prompts answered and verified. On the first process alone."""
+        """Of the average, on held-out text: accepted drafts in a row of canvases that show nothing, with and without
+        the Markov head, and cross-entropy of holes; then the recipe's prompts answered and verified. The confidence
+        head is fitted to what was accepted. On the first process alone."""
         with sharding.whole(self.model):
             if self.world.first:
                 with self.averaged(), torch.no_grad():
-                    self._evaluate(sampler)
+                    fitted = self._evaluate(sampler)
+                self._take(fitted)
             self.world.wait()
 
-    def _evaluate(self, sampler: Sampler | None) -> None:
+    def _take(self, fitted: dict[str, torch.Tensor]) -> None:
+        """Numbers of the heads that were fitted, not trained: into the adapter and its average."""
+        for name, value in fitted.items():
+            self.state.ema.shadow[f"heads.{name}"].copy_(value)
+            self.state.model.heads.get_parameter(name).data.copy_(value)
+
+    def _evaluate(self, sampler: Sampler | None) -> dict[str, torch.Tensor]:
         record: dict[str, Any] = {"step": self.state.step, "seconds": round(self.seconds, 1)}
+        heads, fitted = self.objective.heads, {}
         if self.valid is not None:
             runs = np.concatenate([accepted(self.objective, b) for b in self._held_out(DRAFT)])
             holes = [self.objective(b) for b in self._held_out(HOLE)]
@@ -281,6 +291,10 @@ class Adaptation(Loop):
                 f"step {self.state.step}: held-out drafts accepted in a row {record['valid_accepted']:.2f} of "
                 f"{self.recipe.canvas.length - 1}, holes {record['valid_fill']:.3f} nats a slot"
             )
+            if heads.markov or heads.confidence:
+                more, fitted = measure(self.objective, list(self._held_out(DRAFT)))
+                record |= more
+                self.reporter.message(f"  with the heads, live: {more['valid_accepted_live']:.2f} in a row")
         prompts = self.recipe.train.sample_prompts
         answers = sampler(self.model, prompts) if sampler else []
         record["samples"] = [answer.text for answer in answers]
@@ -290,6 +304,7 @@ class Adaptation(Loop):
             told = f"({answer.tokens_per_forward:.2f} tokens an evaluation)"
             self.reporter.message(f"  {prompt} → {answer.text} {told}")
         metrics.append(self.folder, record)
+        return fitted
 
     def _held_out(self, kind: int) -> Iterator[AdaptBatch]:
         assert self.valid is not None

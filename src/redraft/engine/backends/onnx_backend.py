@@ -27,6 +27,7 @@ from redraft.engine.backends.onnx_runner import Runner
 from redraft.engine.backends.onnx_session import Kind, Sessions
 from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
+from redraft.sampling.heads import DraftHeads
 
 # Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves. At 3.5
 # million int8 took 0.7 to 0.8 of fp32's time, at 135 million 0.4 (benchmarks/backends.py, AVX-512 VNNI).
@@ -89,6 +90,8 @@ class OnnxBackend:
     gives up that verified equals ar.
     """
 
+    heads: DraftHeads | None = None
+
     def __init__(
         self,
         config: DenoiserConfig,
@@ -124,6 +127,11 @@ class OnnxBackend:
         self._runners: dict[Kind, Runner] = {}
         self._canvasless = 0  # calls without a canvas since the last that had one
         self._runner(1, gated=bool(rank))  # what is wrong with the weights shows now
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """float32 [V, hidden], of the base where there's an adapter."""
+        return self._weights["model.embed_tokens.weight"]
 
     def _graph(self, groups: int, gated: bool = False) -> Graph:
         """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
