@@ -12,25 +12,38 @@ FORMULA = (
     "MFU = (2 P clean + (4 P + 6 A) canvas + 2 H taught + 4 H supervised) / seconds / peak, "
     "P weights of the layers, A of the adapter, H of the head; attention's own products are not counted"
 )
+FORMULA_OF_ALL = (
+    "MFU = (6 (P + H) clean + 6 P canvas + 2 H taught + 6 H supervised) / seconds / peak, "
+    "P weights of the layers, H of the head; attention's own products are not counted"
+)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Weights that a row is multiplied by: layers, adapter, head. A frozen weight costs 2 forward and 2 for its input's
-    gradient; one that learns 2 more."""
+    """Weights that a row is multiplied by: layers, adapter (None: all weights learn), head. A frozen weight costs 2
+    forward and 2 for its input's gradient; one that learns 2 more."""
 
     layers: int
-    adapter: int
+    adapter: int | None
     head: int
 
     @classmethod
     def of(cls, model: Denoiser) -> Work:
-        parts = adapter_of(model).parts.values()
-        lora = sum(p.lora_A.numel() + p.lora_B.numel() for p in parts if isinstance(p, LoRA))
+        lora = None
+        if model.adapter is not None:
+            parts = adapter_of(model).parts.values()
+            lora = sum(p.lora_A.numel() + p.lora_B.numel() for p in parts if isinstance(p, LoRA))
         return cls(_layer_weights(model.config), lora, model.config.hidden_size * model.config.vocab_size)
+
+    @property
+    def formula(self) -> str:
+        return FORMULA_OF_ALL if self.adapter is None else FORMULA
 
     def flops(self, clean: float, canvas: float, taught: float, supervised: float) -> float:
         """Of so many rows: clean ones, canvas ones, and those whose logits the AR self and the canvas give."""
+        if self.adapter is None:
+            layers, head = 6 * self.layers * (clean + canvas), 6 * self.head * (clean + supervised)
+            return layers + head + 2 * self.head * taught
         rows = 2 * self.layers * clean + (4 * self.layers + 6 * self.adapter) * canvas
         return rows + 2 * self.head * taught + 4 * self.head * supervised
 
