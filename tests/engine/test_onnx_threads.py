@@ -56,10 +56,12 @@ def test_a_given_number_of_threads_holds_for_every_call() -> None:
 
 
 @pytest.mark.parametrize("encode", [0, 1, 5, 16, 17])
-@pytest.mark.parametrize("canvas", [0, 1, 4])
-def test_a_mask_written_row_by_row_is_the_layouts(encode: int, canvas: int) -> None:
+@pytest.mark.parametrize(("canvas", "branches"), [(0, ()), (1, ()), (4, ()), (4, (1, 3)), (6, (1, 2, 4))])
+def test_a_mask_written_row_by_row_is_the_layouts(
+    encode: int, canvas: int, branches: tuple[int, ...]
+) -> None:
     config = denoiser().config
-    share = Share(1, 7, encode, canvas)
+    share = Share(1, encode, canvas, 7, branches if max(branches, default=0) <= encode else ())
     mask = np.full((3, 1, max(2, share.rows), 48), np.nan, np.float32)
     write_mask(config, (share,), mask)
     assert np.array_equal(mask[1, 0, : share.rows] == 0, visible(config, share, 48))

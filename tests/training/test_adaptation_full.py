@@ -187,6 +187,16 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path, shard: bo
         torch.testing.assert_close(value, found[name], atol=1e-6, rtol=1e-4)
 
 
+def test_products_in_bfloat16_learn_float32_weights(data: Path, tmp_path: Path) -> None:
+    run = Adaptation(
+        full(data, train={"bfloat16": True}, losses={"keep": 0.5}), tmp_path / "run", resume=False
+    )
+    told = [run.step() for _ in range(2)]
+    plain = Adaptation(full(data, losses={"keep": 0.5}), tmp_path / "plain", resume=False)
+    assert told[0]["loss"] == pytest.approx(plain.step()["loss"], rel=0.05)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
 def test_flops_of_a_step(data: Path, tmp_path: Path) -> None:
     work = Work.of(Adaptation(full(data), tmp_path / "run", resume=False).model)
     assert work.adapter is None

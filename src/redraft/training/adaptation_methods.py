@@ -80,7 +80,7 @@ class FullMethod:
     its own, which needs no base."""
 
     def network(self, recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Denoiser:
-        """float32, on a GPU too: the optimizer's small steps would be lost in bfloat16."""
+        """float32, whatever products are computed in: the optimizer's small steps would be lost in bfloat16."""
         settings = start.adapter_config(recipe, base)
         bare = adapters.cut(families.load(base.path), settings.layers)
         start.check_room(recipe, bare.config)
@@ -132,5 +132,5 @@ def frozen_base(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) ->
     """The base as it is, for what is to stay near to it; None where the recipe asks for no such loss."""
     if recipe.method != "full" or not recipe.losses.keep:
         return None
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     return adapters.cut(families.load(base.path, dtype), recipe.base.layers).requires_grad_(False).to(device)

@@ -24,7 +24,7 @@ from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, bui
 from redraft.engine.backends.onnx_processor import integer_max
 from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
 from redraft.engine.backends.onnx_runner import Runner
-from redraft.engine.backends.onnx_session import Sessions
+from redraft.engine.backends.onnx_session import Kind, Sessions
 from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
 
@@ -99,49 +99,55 @@ class OnnxBackend:
         exact: bool = True,
         source: str = "the model",
         largest: int = 0,
+        adapter: Mapping[str, np.ndarray] | None = None,
+        rank: int = 0,
     ) -> None:
         """tensors: float32, named as in the checkpoint. largest: of the integers of 8-bit weights; 0 for what this
-        processor can take. Raises RequestError when the tensors don't fit the config."""
+        processor can take. adapter: what a gated one of that rank brings (onnx_gated.adapter_weights). Raises RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        self._graphs: dict[int, Graph] = {}
-        graph = self._graph(1)
+        self._rank = rank
+        self._graphs: dict[tuple[int, bool], Graph] = {}
         self._least_rows = LEAST_GRID_ROWS if exact else 1
         self._groups = GROUPS if linear_weights(config) <= PARTED_UP_TO else 1
-        self._weights = prepare(
-            config, tensors, graph.weights, source, largest or integer_max()
-        )  # onnxruntime reads this memory: it must stay
+        wanted, largest = self._graph(1).weights, largest or integer_max()
+        # onnxruntime reads this memory: it must stay
+        self._weights = prepare(config, tensors, wanted, source, largest) | dict(adapter or {})
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(lambda groups: self._graph(groups).data, self._weights, spinning)
+        self._sessions = Sessions(self._graph, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
-        self._runners: dict[tuple[int, int], Runner] = {}
+        self._runners: dict[Kind, Runner] = {}
         self._runner(1)  # what is wrong with the weights shows now
 
-    def _graph(self, groups: int) -> Graph:
-        """The network for so many groups of lanes."""
-        if groups not in self._graphs:
-            self._graphs[groups] = build_graph(self.config, self.precision, groups=groups)
-        return self._graphs[groups]
+    def _graph(self, groups: int, gated: bool = False) -> Graph:
+        """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
+        key = groups, gated
+        if key not in self._graphs:
+            rank = self._rank if gated else 0
+            self._graphs[key] = build_graph(self.config, self.precision, groups=groups, rank=rank)
+        return self._graphs[key]
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
         self._groups = 1
-        self._runners = dict.fromkeys([(1, 1), (self.threads, 1)], self._made(session, 1))
+        self._runners = dict.fromkeys([Kind(1), Kind(self.threads)], self._made(session, Kind(1)))
 
-    def _made(self, session: Any, groups: int) -> Runner:
-        names = self._graph(groups).inputs
+    def _made(self, session: Any, kind: Kind) -> Runner:
+        names = self._graph(kind.groups, kind.gated).inputs
         return Runner(session, names, self.config, self._rotary, self._least_rows)
 
-    def _runner(self, rows: int, lanes: int = 1, groups: int = 1) -> Runner:
-        """For a call of so many rows on so many lanes, each of which has keys and values of its own to be read."""
-        key = 1 if rows <= self._few_rows and lanes <= FEW_LANES else self.threads, groups
-        runner = self._runners.get(key)
+    def _runner(self, rows: int, lanes: int = 1, groups: int = 1, gated: bool = False) -> Runner:
+        """For a call of so many rows on so many lanes, each of which has keys and values of its own to be read. gated:
+        with the adapter's nodes, for calls with a canvas."""
+        few = rows <= self._few_rows and lanes <= FEW_LANES
+        kind = Kind(1 if few else self.threads, groups, gated)
+        runner = self._runners.get(kind)
         if runner is None:
-            runner = self._runners[key] = self._made(self._sessions.on(*key), groups)
+            runner = self._runners[kind] = self._made(self._sessions.on(kind), kind)
         return runner
 
     @classmethod
@@ -222,7 +228,8 @@ class OnnxBackend:
         contexts = [_own(p.context) for p in passes]
         needed = [c.length + count for c, count in zip(contexts, rows, strict=True)]
         views = gather(self.config, contexts, needed, self._groups if len(passes) > FEW_LANES else 1)
-        runner = self._runner(sum(rows), sum(view.lanes for view in views), len(views))
+        gated = bool(self._rank) and any(p.canvas is not None for p in passes)
+        runner = self._runner(sum(rows), sum(view.lanes for view in views), len(views), gated)
         return runner.run(passes, contexts, views)
 
     @cached_property
@@ -238,7 +245,7 @@ def _own(context: Context) -> OnnxContext:
 
 
 def _rows(p: Pass) -> int:
-    return len(p.encode) + (0 if p.canvas is None else len(p.canvas))
+    return len(p.encode) + p.slots
 
 
 def _check(passes: Sequence[Pass]) -> None:
