@@ -35,6 +35,7 @@ from redraft.training.checkpoints import Stored, TrainingState
 from redraft.training.distributed import device_for, make_once
 from redraft.training.flops import Work
 from redraft.training.loop import Loop, Reporter, Silent
+from redraft.training.memory import out_of_memory
 from redraft.training.packing import Rows
 from redraft.training.start import training_rows
 
@@ -172,7 +173,9 @@ class Adaptation(Loop):
         while True:
             try:
                 return self._accumulate(batch, divisors)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 self.state.optimizers[0].zero_grad(set_to_none=True)
                 if self.sharded:  # the other processes wait for this one's share in the pass that failed
                     raise RedraftError(
