@@ -65,7 +65,10 @@ def choose_precision(config: DenoiserConfig) -> Precision:
     """
     if linear_weights(config) < INT8_PAYS_FROM:
         return "fp32"
-    return "int8" if config.canvas_rows_marked else "mixed"
+    own = (
+        config.canvas_rows_marked and not config.shift
+    )  # a shift is what an AR base leaves to a model made of it
+    return "int8" if own else "mixed"
 
 
 def physical_cores() -> int:

@@ -23,8 +23,8 @@ NO_ROWS = np.empty(0, np.int64)
 
 
 class Share(NamedTuple):
-    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots. branches: as in
-    Pass, () for one canvas behind all clean rows."""
+    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots. branches: as
+    in Pass, () for one canvas behind all clean rows."""
 
     lane: int
     encode: int
