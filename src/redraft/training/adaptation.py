@@ -280,7 +280,8 @@ class Adaptation(Loop):
 
     def _evaluate(self, sampler: Sampler | None) -> dict[str, torch.Tensor]:
         record: dict[str, Any] = {"step": self.state.step, "seconds": round(self.seconds, 1)}
-        heads, fitted = self.objective.heads, {}
+        heads = self.objective.heads
+        fitted: dict[str, torch.Tensor] = {}
         if self.valid is not None:
             runs = np.concatenate([accepted(self.objective, b) for b in self._held_out(DRAFT)])
             holes = [self.objective(b) for b in self._held_out(HOLE)]
