@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ class DraftHeads:
         """From an adapter's tensors, by their names in `Heads`. markov_rank 0: without a Markov head; confident_places:
         slots of a canvas, 0: without a confidence head; None without either. Raises RequestError for heads that don't
         fit the adapter."""
-        size, due = embedding.shape[1], {}
+        size = embedding.shape[1]
+        due: dict[str, tuple[int, ...]] = {}
         if markov_rank:
             due |= {"markov_A": (markov_rank, size), "markov_B": (markov_rank, size)}
         if confident_places:
@@ -69,7 +71,7 @@ class DraftHeads:
                 raise RequestError(f"the heads of {source} don't fit the adapter: {name}; train them anew")
         if not due:
             return None
-        own = {name.lower(): np.asarray(tensors[name], np.float32) for name in due}
+        own: dict[str, Any] = {name.lower(): np.asarray(tensors[name], np.float32) for name in due}
         return cls(embedding, output, **own)
 
     @property

@@ -32,6 +32,8 @@ class Live:
 def live(objective: AdaptationObjective, batch: AdaptBatch) -> Live:
     """Greedy drafts of canvases that show nothing. Slot 0 is the AR self's own; what is to be accepted after a token is
     taken as given."""
+    null = objective.model.config.null_token_id
+    assert null is not None
     pairs = objective.pairs(batch)
     theirs = torch.cat([pairs.row[:0], *(objective.taught_by(part).argmax(-1) for part in pairs.portions())])
     canvases = batch.document.size
@@ -47,8 +49,7 @@ def live(objective: AdaptationObjective, batch: AdaptBatch) -> Live:
         known = before[number]
         hidden = objective.moved(part, torch.where(known >= 0, known, part.previous))
         drafted = objective.model.logits(hidden).argmax(-1)
-        null = objective.model.config.null_token_id
-        before[number] = torch.where(drafted == null, known, drafted)  # a null is dropped
+        before[number] = torch.where(torch.eq(drafted, null), known, drafted)  # a null is dropped
         reached, same = alive[number], drafted == theirs[at]
         alive[number] = reached & same
         runs[number] += (reached & same).long()
