@@ -203,11 +203,21 @@ def _embedding_hook(
 
 def save(adapter: Adapter, config: DenoiserConfig, folder: Path, dtype: torch.dtype | None = None) -> None:
     """adapter_config.json, adapter_model.safetensors and config.json into `folder`, which must exist."""
-    tensors = adapter.named_tensors()
+    write(adapter.named_tensors(), adapter.settings, config, folder, dtype)
+
+
+def write(
+    tensors: dict[str, Tensor],
+    settings: AdapterConfig,
+    config: DenoiserConfig,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """As `save`, of tensors with the names of `Adapter.named_tensors`."""
     checkpoint.save_weights(
         folder / ADAPTER_WEIGHTS, {k: v if dtype is None else v.to(dtype) for k, v in tensors.items()}
     )
-    adapter.settings.write(folder)
+    settings.write(folder)
     checkpoint.write_atomically(folder / "config.json", config.to_json().encode())
 
 

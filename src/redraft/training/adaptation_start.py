@@ -134,10 +134,7 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     settings = adapter_config(recipe, base)
     dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     bare = adapters.cut(families.load(base.path, dtype), settings.layers)
-    if recipe.train.row_length + recipe.canvas.length > bare.config.max_position_embeddings:
-        raise RequestError(
-            f"train.row_length and a canvas exceed the {bare.config.max_position_embeddings} positions of the base"
-        )
+    check_room(recipe, bare.config)
     model = adapters.attach(bare, settings)
     adapter = adapters.adapter_of(model).float()
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
@@ -164,6 +161,14 @@ def take_over(adapter: adapters.Adapter, name: str) -> None:
                 f"adapter.start: {folder} doesn't fit the recipe: its {f.name} is {has}, the recipe's {due}"
             )
     adapters.read_into(adapter, folder / ADAPTER_WEIGHTS, heads)
+
+
+def check_room(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
+    """Raises RequestError for rows longer than the base's context."""
+    if recipe.train.row_length + recipe.canvas.length > base.max_position_embeddings:
+        raise RequestError(
+            f"train.row_length and a canvas exceed the {base.max_position_embeddings} positions of the base"
+        )
 
 
 def find_base(recipe: AdaptRecipe) -> ModelFolder:

@@ -23,7 +23,6 @@ from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wa
 from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
-
 BEFORE = 4  # evaluations that an answer's pace is begun with
 
 
@@ -87,7 +86,6 @@ class Verified(Writer):
 
     def _begin(self, room: int) -> dict[int, Canvas]:
         """Canvases behind the proposal's beginnings; none where there's no use or no room (rows) for one."""
-        most = len(self._proposal)
         left = self.output.rules.limit - len(self.output.tokens)
         longest = min(self.request.sampler.canvas_length, room, left)
         behind = [accepted for accepted in self._worth_drafting(longest) if accepted + 2 <= left]
