@@ -124,7 +124,7 @@ def test_portions_hold_whole_canvases_and_change_nothing(
 
 def test_which_losses_count_when() -> None:
     plain = Losses(kl_share=0.25)
-    always = {"ce": 0.1, "aligned": 0.0, "entropy": 0.0, "fill": 0.5, "ar": 1.0, "kept": 0.0}
+    always = {"ce": 0.1, "aligned": 0.0, "entropy": 0.0, "fill": 0.5, "ar": 1.0, "kept": 0.0, "doubt": 1.0}
     assert plain.at(0.1) == always | {"kl": 1.0}
     assert plain.at(0.25) == always | {"rejected": 0.9}
     assert Losses(kl_share=1).at(0.999)["kl"] == 1.0
