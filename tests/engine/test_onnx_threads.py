@@ -23,7 +23,7 @@ def test_a_row_is_the_same_on_any_number_of_threads(precision: str, monkeypatch:
     ids = tokens(40)
     context = backend.new_context(64)
     whole = backend.forward([Pass(context, ids, "all")])[0].encode  # 40 rows: on two threads
-    assert {threads for threads, _ in backend._runners} == {1, 2}
+    assert {kind.threads for kind in backend._runners} == {1, 2}
     context.truncate(0)
     parts = [
         backend.forward([Pass(context, ids[at : at + n], "all")])[0].encode
@@ -38,12 +38,12 @@ def test_few_rows_of_many_requests_run_on_all_threads(monkeypatch: pytest.Monkey
     alone = backend.new_context(64)
     backend.forward([Pass(alone, tokens(20))])
     one = backend.forward([Pass(alone, tokens(1), "last")])[0].encode
-    assert {threads for threads, _ in backend._runners} == {1}
+    assert {kind.threads for kind in backend._runners} == {1}
     contexts = [backend.new_context(64) for _ in range(onnx_backend.FEW_LANES + 1)]
     for context in contexts:
         backend.forward([Pass(context, tokens(20))])
     together = backend.forward([Pass(context, tokens(1), "last") for context in contexts])
-    assert {threads for threads, _ in backend._runners} == {1, 2}
+    assert {kind.threads for kind in backend._runners} == {1, 2}
     assert all(np.array_equal(result.encode, one) for result in together)
 
 
@@ -52,7 +52,7 @@ def test_a_given_number_of_threads_holds_for_every_call() -> None:
     context = backend.new_context(64)
     for rows in (1, 40):
         backend.forward([Pass(context, tokens(rows))])
-    assert set(backend._runners) == {(2, 1)}
+    assert set(backend._runners) == {(2, 1, False)}
 
 
 @pytest.mark.parametrize("encode", [0, 1, 5, 16, 17])

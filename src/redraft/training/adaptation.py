@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redraft.denoiser import checkpoint
+from redraft.denoiser import adapters, checkpoint
 from redraft.errors import RedraftError
 from redraft.hub.runs import complete
 from redraft.training import adaptation_start as start
 from redraft.training import checkpoints, metrics, optim, portable, sharding
 from redraft.training.adaptation_batch import AdaptBatch, build
 from redraft.training.adaptation_canvases import Tokens
+from redraft.training.adaptation_heads import measure
 from redraft.training.adaptation_methods import METHODS, frozen_base
 from redraft.training.adaptation_objective import DIVISORS, NAMES, AdaptationObjective, Sums, accepted
 from redraft.training.adaptation_recipe import AdaptRecipe
@@ -64,11 +65,11 @@ class Adaptation(Loop):
         averaged, stored = self._read() if resume else (None, None)
         self._make_it_fit()
         trained = self.method.trained(self.model)
-        settings = recipe.optimizer
+        self.learning, settings = [p for p in trained.parameters() if p.requires_grad], recipe.optimizer
         shares = self.sharded and recipe.method == "full"
         how: dict[str, bool] = {"foreach": False} if shares else {"fused": True}
         adam = torch.optim.AdamW(
-            trained.parameters(), settings.learning_rate, settings.betas, weight_decay=0.0, **how
+            self.learning, settings.learning_rate, settings.betas, weight_decay=0.0, **how
         )
         self.state = TrainingState(trained, optim.Ema(trained, settings.ema), [adam])
         if stored is not None and averaged is not None:
@@ -78,8 +79,9 @@ class Adaptation(Loop):
         assert config.null_token_id is not None
         self.tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
         near = frozen_base(recipe, base, self.world.device)
-        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex, near)
-        self.work = Work.of(self.model)
+        frozen = recipe.adapter.frozen
+        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex, near, frozen)
+        self.work = Work.of(self.model, frozen)
         self.begin(self.state.seconds)
         self.micro_rows = train.micro_rows or self._probe()
         if train.peak_tflops:
@@ -151,9 +153,8 @@ class Adaptation(Loop):
         batch = self.batch(self.world.share(recipe.train.batch_rows))
         sums = self._gradients(batch, self.world.sum(list(batch.divisors())))
         rows = batch.tokens, batch.canvas_rows, batch.supervised
-        parameters = list(state.model.parameters())
-        sharding.add_gradients(self.world, parameters)
-        norm = sharding.clip(parameters, recipe.optimizer.clip)
+        sharding.add_gradients(self.world, self.learning)
+        norm = sharding.clip(self.learning, recipe.optimizer.clip)
         totals = self.world.sum([*map(float, sums), *map(float, rows), self.seconds])
         self.agreed_seconds = totals[-1] / self.world.size
         told = self._told(totals)
@@ -216,6 +217,7 @@ class Adaptation(Loop):
             "accept": 1 - sums["rejected"] / taught,
             "agree": sums["agreed"] / max(sums["against"], 1.0),
             "fill": sums["fill"] / fill_count,
+            **({"doubt": sums["doubt"] / taught} if self.objective.heads.confidence else {}),
             "tokens": clean,
             "canvas_rows": canvas,
             "supervised": supervised,
@@ -288,16 +290,27 @@ class Adaptation(Loop):
             yield self.objective
 
     def evaluate(self, sampler: Sampler | None) -> None:
-        """Of the average, on held-out text: accepted drafts in a row of canvases that show nothing, and cross-entropy
-        of holes; then the recipe's prompts answered and verified. On the first process alone."""
+        """Of the average, on held-out text: accepted drafts in a row of canvases that show nothing, with and without
+        the Markov head, and cross-entropy of holes; then the recipe's prompts answered and verified. The confidence
+        head is fitted to what was accepted. On the first process alone."""
+        fitted: dict[str, Tensor] = {}
         with self.measurable() as objective:
             if self.world.first:
                 with torch.no_grad():
-                    self._evaluate(objective, sampler)
+                    fitted = self._evaluate(objective, sampler)
             self.world.wait()
+        self._take(fitted)
 
-    def _evaluate(self, objective: AdaptationObjective, sampler: Sampler | None) -> None:
+    def _take(self, fitted: dict[str, Tensor]) -> None:
+        """Numbers of the heads that were fitted, not trained: into the adapter and its average."""
+        for name, value in fitted.items():
+            self.state.ema.shadow[f"heads.{name}"].copy_(value)
+            adapters.adapter_of(self.model).heads.get_parameter(name).data.copy_(value)
+
+    def _evaluate(self, objective: AdaptationObjective, sampler: Sampler | None) -> dict[str, Tensor]:
         record: dict[str, Any] = {"step": self.state.step, "seconds": round(self.seconds, 1)}
+        heads = objective.heads
+        fitted: dict[str, Tensor] = {}
         if self.valid is not None:
             runs = np.concatenate([accepted(objective, b) for b in self._held_out(DRAFT)])
             holes = [objective(b) for b in self._held_out(HOLE)]
@@ -311,6 +324,10 @@ class Adaptation(Loop):
                 f"{self.recipe.canvas.length - 1}, holes {record['valid_fill']:.3f} nats a slot"
                 + (f", AR {record['valid_ar']:.3f} a token" if "valid_ar" in record else "")
             )
+            if heads.markov or heads.confidence:
+                more, fitted = measure(objective, list(self._held_out(DRAFT)))
+                record |= more
+                self.reporter.message(f"  with the heads, live: {more['valid_accepted_live']:.2f} in a row")
         prompts = self.recipe.train.sample_prompts
         answers = sampler(objective.model, prompts) if sampler else []
         record["samples"] = [answer.text for answer in answers]
@@ -320,6 +337,7 @@ class Adaptation(Loop):
             told = f"({answer.tokens_per_forward:.2f} tokens an evaluation)"
             self.reporter.message(f"  {prompt} → {answer.text} {told}")
         metrics.append(self.folder, record)
+        return fitted
 
     def _held_out(self, kind: int) -> Iterator[AdaptBatch]:
         assert self.valid is not None

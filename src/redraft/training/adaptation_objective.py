@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from redraft.denoiser.adapters import canvas_rows
+from redraft.denoiser.adapters import adapter_of, canvas_rows
+from redraft.denoiser.heads import Heads
 from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.adaptation_batch import AdaptBatch
 from redraft.training.adaptation_masks import beside, flex_masks
@@ -35,9 +36,10 @@ class Sums:
     """Sums over slots, which add up over micro-batches and processes.
 
     Losses: ce, kl, rejected (total variation), aligned (1 - cosine of hidden states), live (KL one way or the other,
-    by where a draft fails), entropy, fill. weight, fill_count: what to divide by; taught: the weight of slots with a
-    teacher. agreed: slots (of `against`) where the likeliest token is the AR self's. Of clean rows, where they learn:
-    ar (cross-entropy of the next token), kept (KL from the base), ar_count.
+    by where a draft fails), entropy, fill, doubt (binary cross-entropy of the confidence head against the overlap with
+    the AR self). weight, fill_count: what to divide by; taught: the weight of slots with a teacher. agreed: slots (of
+    `against`) where the likeliest token is the AR self's. Of clean rows, where they learn: ar (cross-entropy of the
+    next token), kept (KL from the base), ar_count.
     """
 
     ce: Tensor
@@ -47,6 +49,7 @@ class Sums:
     live: Tensor
     entropy: Tensor
     fill: Tensor
+    doubt: Tensor
     agreed: Tensor
     against: Tensor
     weight: Tensor
@@ -62,7 +65,7 @@ class Sums:
 
 
 NAMES = tuple(f.name for f in fields(Sums))
-COMPUTED = NAMES[:9]  # of canvas logits; the others are known from the batch or of clean rows
+COMPUTED = NAMES[:10]  # of canvas logits; the others are known from the batch or of clean rows
 DIVISORS = ("weight", "taught", "fill_count", "ar_count")
 # What a loss is divided by; the rest by `taught`.
 BY_WEIGHT = {"ce": "weight", "fill": "fill_count", "ar": "ar_count", "kept": "ar_count"}
@@ -71,12 +74,13 @@ BY_WEIGHT = {"ce": "weight", "fill": "fill_count", "ar": "ar_count", "kept": "ar
 @dataclass(frozen=True)
 class Pairs:
     """Supervised slots, n of them, canvas after canvas: hidden states of the canvas rows [n, hidden]; row: which of
-    the clean rows predicts the same token, target, number (of the slot's canvas), slot (in it): int64 [n]; weight,
-    fill, taught: float32 [n]. clean: hidden states of all clean rows, [B * L, hidden]: several canvases may cover a
-    token, and its teacher runs once."""
+    the clean rows predicts the same token, previous (the token of that row, which is the one before the slot), target,
+    number (of the slot's canvas), slot (in it): int64 [n]; weight, fill, taught: float32 [n]. clean: hidden states of
+    all clean rows, [B * L, hidden]: several canvases may cover a token, and its teacher runs once."""
 
     canvas: Tensor
     row: Tensor
+    previous: Tensor
     target: Tensor
     number: Tensor
     slot: Tensor
@@ -97,14 +101,22 @@ class Pairs:
 
 class AdaptationObjective(nn.Module):
     """flex: attention by FlexAttention's block masks, which are the dense masks, what is masked left out. base: what
-    clean rows that learn are to stay near to."""
+    clean rows that learn are to stay near to. frozen: the adapter learns nothing but its heads, so that no gradient
+    goes through the network."""
 
     def __init__(
-        self, model: Denoiser, settings: Losses, flex: bool = False, base: Denoiser | None = None
+        self,
+        model: Denoiser,
+        settings: Losses,
+        flex: bool = False,
+        base: Denoiser | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.settings, self.flex, self.base = model, settings, flex, base
+        self.model, self.settings, self.flex, self.base, self.frozen = model, settings, flex, base, frozen
         self.clean_learns = model.adapter is None
+        none = Heads(model.config.hidden_size, 0, 0)
+        self.heads = none if model.adapter is None else adapter_of(model).heads
 
     def hidden(self, batch: AdaptBatch) -> tuple[Tensor, Tensor]:
         """Final hidden states: of the clean rows [B, L, hidden], and of the canvas rows [B, N, C, hidden]."""
@@ -124,7 +136,8 @@ class AdaptationObjective(nn.Module):
             clean, past = model(to(batch.clean), to(batch.positions), text)
         shown, locked = to(batch.shown.reshape(rows, -1)), to(batch.locked.reshape(rows, -1))
         places = to(batch.slot_positions.reshape(rows, -1))
-        with canvas_rows(model, True, locked):
+        learns = torch.is_grad_enabled() and not self.frozen
+        with torch.set_grad_enabled(learns), canvas_rows(model, True, locked):
             drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past)
         return clean, drafted.unflatten(1, (canvases, slots))
 
@@ -152,9 +165,11 @@ class AdaptationObjective(nn.Module):
             return torch.from_numpy(array).to(device)[wanted]
 
         taught = teacher[wanted]
+        row_of = rows * clean.shape[1] + taught.clamp(min=0)
         return Pairs(
             canvas=drafted[wanted],
-            row=rows * clean.shape[1] + taught.clamp(min=0),
+            row=row_of,
+            previous=torch.from_numpy(batch.clean).to(device).flatten()[row_of],
             target=pick(batch.target),
             number=torch.from_numpy(row * batch.shown.shape[1] + canvas).to(device),
             slot=torch.from_numpy(slot).to(device),
@@ -220,14 +235,15 @@ class AdaptationObjective(nn.Module):
     def _chunk(self, *given: Tensor) -> Tensor:
         """The sums named in COMPUTED, float32."""
         part, used = Pairs(*given), self.settings
-        logits = self.model.logits(part.canvas).float()
+        hidden = self.moved(part, part.previous)
+        logits = self.model.logits(hidden).float()
         log_p, log_q = self.taught_by(part), F.log_softmax(logits, -1)
         learning = part.weight * part.taught
         each = -log_q.gather(1, part.target[:, None])[:, 0]
         kl, rejected = divergences(log_q, log_p)
         same = logits.argmax(-1) == log_p.argmax(-1)
         none = torch.zeros_like(kl)
-        aligned = live = entropy = none
+        aligned = live = entropy = doubt = none
         if used.hidden:
             theirs = part.clean[part.row].float()
             aligned = 1 - F.cosine_similarity(part.canvas.float(), theirs, dim=-1)
@@ -237,6 +253,9 @@ class AdaptationObjective(nn.Module):
             live = torch.where(behind > 0, reverse, kl)
         if used.sharpen:
             entropy = torch.where(same, -(log_q.exp() * log_q).sum(-1), none)
+        if self.heads.confidence:
+            odds = self.heads.raw_confidence(hidden, part.slot)
+            doubt = F.binary_cross_entropy_with_logits(odds, 1 - rejected.detach(), reduction="none")
         counted = learning > 0
         sums = (
             part.weight * each,
@@ -246,10 +265,20 @@ class AdaptationObjective(nn.Module):
             learning * live,
             learning * entropy,
             part.fill * each,
+            learning * doubt,
             same & counted,
             counted,
         )
         return torch.stack([x.float().sum() for x in sums])
+
+    def moved(self, pairs: Pairs, previous: Tensor) -> Tensor:
+        """The canvas's hidden states [n, hidden] as the Markov head moves them; previous: int64 [n], the token before
+        each slot, which counts where a slot has a teacher."""
+        if not self.heads.markov:
+            return pairs.canvas
+        with torch.no_grad():  # without the canvas's own embeddings: the head knows tokens of text
+            embedded = self.model.model.embed_tokens(previous) * pairs.taught[:, None]
+        return self.heads.move(pairs.canvas, embedded)
 
     def taught_by(self, pairs: Pairs) -> Tensor:
         """The AR self's log-probabilities of each slot, float32 [n, V]."""

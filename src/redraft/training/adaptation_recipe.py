@@ -23,6 +23,10 @@ class AdapterSettings(Section):
     rank, alpha (None: the rank): of method "adapter" alone. shift: canvas row i predicts slot i + 1, as the base's rows
     do. mask_token, null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves
     unused.
+
+    Heads for drafts that are verified, see denoiser.heads: markov_rank (0: none; 64 is plenty) and confidence. They
+    learn beside the adapter, or behind one that is done: start names a run or an adapter's folder to begin with, and
+    with frozen nothing but the heads learns, which spares the way back through the network.
     """
 
     rank: int = Field(default=64, ge=1)
@@ -30,6 +34,10 @@ class AdapterSettings(Section):
     shift: bool = True
     mask_token: str | None = None
     null_token: str | None = None
+    markov_rank: int = Field(default=0, ge=0)
+    confidence: bool = False
+    start: str | None = None
+    frozen: bool = False
 
 
 class Answers(Section):
@@ -105,6 +113,7 @@ class Losses(Section):
             "aligned": self.hidden * max(0.0, 1 - 2 * progress),
             "entropy": sharp,
             "fill": self.fill,
+            "doubt": 1.0,  # of parameters of its own
             "ar": self.ar,
             "kept": self.keep,
         }
