@@ -67,6 +67,7 @@ class OnnxContext:
         self._rows = round_up(max(1, min(capacity, self.limit)), ARENA_BLOCK)
         self.home: Arena | None = None
         self.lane = 0
+        self.crew: int | None = None  # which of several cores has its lane, see onnx_crews
 
     @property
     def arena(self) -> Arena:
