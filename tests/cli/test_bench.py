@@ -55,7 +55,10 @@ def test_a_report_and_a_picture(redraft: Redraft, folder: Path, tmp_path: Path) 
         (["speed", "--temperature", "-1"], "--temperature must be a number of 0 or more"),
         (["speed", "--threshold", "0.5", "--threshold", "0.6"], "give --threshold once"),
         (["speed", "--draft-steps", "0"], "--draft-steps must be 1 or more"),
-        (["speed", "--draft-layout", "wide"], "--draft-layout must be one of auto, strided, separate"),
+        (
+            ["speed", "--draft-layout", "wide"],
+            "--draft-layout must be one of auto, strided, branches, separate",
+        ),
         (["frontier", "--effort", "low"], "leave out --effort"),
         (["speed", "--plot", "a.jpg"], "must end in one of .png, .svg, .pdf"),
         (["speed", "--plot", "/no/such/a.png"], "there is no folder /no/such"),

@@ -137,8 +137,9 @@ def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass() -> None:
     backend = TorchBackend(model)
     text, slots = np.array(prompt(10)), canvas()
     due = backend.forward([Pass(backend.new_context(32), text, canvas=slots)])[0].canvas
-    clean = torch.from_numpy(visibility(model.config, 0, 10, 0, 10))[None, None]
-    over = torch.from_numpy(visibility(model.config, 10, 0, 8, 18))[None, None]
+    empty = backend.new_context(32)
+    both = torch.from_numpy(visibility(model.config, Pass(empty, text, canvas=slots), 18))[None, None]
+    clean, over = both[:, :, :10, :10], both[:, :, 10:]
     with torch.no_grad():
         _, past = model(
             torch.from_numpy(text)[None], torch.arange(10)[None], Visibility(Visibility.additive(clean))

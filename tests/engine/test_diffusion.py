@@ -220,7 +220,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stop": ("",)}, "stop must be texts"),
     ({"seed": 0.5}, "seed must be a whole number"),
     ({"draft_steps": 0}, "draft_steps must be"),
-    ({"draft_layout": "x"}, "draft_layout 'x' is unknown; one of auto, strided, separate"),
+    ({"draft_layout": "x"}, "draft_layout 'x' is unknown; one of auto, strided, branches, separate"),
     ({"row_cost": math.nan}, "row_cost must be a number"),
     ({"max_canvases": 0}, "max_canvases must be"),
     ({"eos_ids": (99,)}, "token 99 lies outside the vocabulary"),

@@ -275,6 +275,30 @@ def test_canvases_over_one_context(backend: OnnxBackend) -> None:
         backend.forward([Pass(context, tokens(2)), Pass(context, NONE, canvas=tokens(2))])
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_branch_is_a_canvas_behind_the_tokens_it_has_seen(shift: bool) -> None:
+    backend = onnx(denoiser(shift=shift))
+    text, new, slots, starts = tokens(9), tokens(4, 1), tokens(15, 2), (1, 2, 4)
+    wanted = np.array([0, 1, 4, 5, 8, 10, 14])
+    contexts = [backend.new_context(40) for _ in range(2)]
+    backend.forward([Pass(c, text) for c in contexts])
+    branched = Pass(contexts[0], new, "all", canvas=slots, canvas_rows=wanted, branches=starts)
+    beside = Pass(contexts[1], new[:2], "last", canvas=slots[:7])
+    found, other = backend.forward([branched, beside])
+    for number, start in enumerate(starts):
+        alone = backend.new_context(40)
+        backend.forward([Pass(alone, text)])
+        rows = wanted[wanted // 5 == number] - 5 * number
+        one = Pass(alone, new[:start], "all", canvas=slots[5 * number : 5 * number + 5], canvas_rows=rows)
+        due = backend.forward([one])[0]
+        np.testing.assert_allclose(found.canvas[wanted // 5 == number], due.canvas, atol=2e-5)
+        np.testing.assert_array_equal(found.encode[:start], due.encode)
+    alone = backend.new_context(40)
+    backend.forward([Pass(alone, text)])
+    due = backend.forward([Pass(alone, new[:2], "last", canvas=slots[:7])])[0]
+    np.testing.assert_array_equal(other.canvas, due.canvas)
+
+
 def test_what_a_pass_may_not_be(backend: OnnxBackend) -> None:
     with pytest.raises(RedraftError, match="must encode or denoise"):
         backend.forward([Pass(backend.new_context(8), NONE)])

@@ -105,7 +105,7 @@ def test_lanes_are_parted_by_length(backend: OnnxBackend, moves: list[int]) -> N
             assert np.array_equal(results[i].canvas, single.canvas)
     assert {c.arena for c in together} == {together[0].arena, together[1].arena}
     assert [(c.arena.lanes, c.arena.rows) for c in together] == [(3, 128), (2, 192)] * 2 + [(3, 128)]
-    assert 2 in {groups for _, groups, _ in backend._runners}
+    assert 2 in {kind.groups for kind, _ in backend._runners}
 
 
 def test_rows_that_nobody_wrote_may_hold_anything(
@@ -230,7 +230,7 @@ def test_what_rows_see(layout: str) -> None:
 
 @given(
     layout=st.sampled_from(LAYOUTS),
-    share=st.builds(Share, st.just(0), st.integers(0, 9), st.integers(0, 7), st.integers(0, 12)),
+    share=st.builds(Share, st.just(0), st.integers(0, 9), st.integers(0, 7), st.integers(0, 12), st.just(())),
     spare=st.integers(0, 5),
 )
 @settings(deadline=None)
@@ -243,6 +243,13 @@ def test_what_rows_see_is_the_predicate(layout: str, share: Share, spare: int) -
     own = slice(share.length, end)
     queries = Rows(*(a[own, None] for a in (every.canvas, every.document, at, start, every.block)))
     assert np.array_equal(visible(config, share, end + spare), allowed(queries, every))
+
+
+def test_a_branch_sees_the_text_before_it_and_itself() -> None:
+    """5 cached rows, 3 encoded, two canvases of 2: behind the first encoded row and behind all three."""
+    seen = visible(denoiser().config, Share(0, 3, 4, 5, (1, 3)), 14)
+    due = [range(6), range(7), range(8), *[[*range(6), 8, 9]] * 2, *[[*range(8), 10, 11]] * 2]
+    assert [list(np.flatnonzero(row)) for row in seen] == [list(own) for own in due]
 
 
 def test_threads_default_to_cores() -> None:

@@ -81,7 +81,7 @@ def test_verified_tells_what_ar_tells(backend: OnnxBackend, data: st.DataObject)
             max_tokens=draw(st.integers(1, 20)),
             seed=draw(st.integers(0, 999)),
             draft_steps=draw(st.integers(1, 3)),
-            draft_layout=draw(st.sampled_from(["strided", "separate"])),
+            draft_layout=draw(st.sampled_from(["strided", "branches", "separate"])),
             ignore_eos=draw(st.booleans()),
         )
         requests.append(verified)

@@ -14,6 +14,7 @@ from redraft.engine.backends import onnx_backend
 from redraft.engine.backends.onnx_cache import OnnxContext
 from redraft.engine.backends.onnx_crews import THREAD_NAME, Workers, crews_of
 from redraft.engine.backends.onnx_rows import Share, visible, write_mask
+from redraft.engine.backends.onnx_session import Kind
 from redraft.errors import RedraftError
 from tests.engine.onnx_models import denoiser, onnx, tokens
 
@@ -30,7 +31,7 @@ def test_a_row_is_the_same_on_any_number_of_threads(precision: str, monkeypatch:
     ids = tokens(40)
     context = backend.new_context(64)
     whole = backend.forward([Pass(context, ids, "all")])[0].encode  # 40 rows: on two threads
-    assert {threads for threads, _, _ in backend._runners} == {1, 2}
+    assert {kind.threads for kind, _ in backend._runners} == {1, 2}
     context.truncate(0)
     parts = [
         backend.forward([Pass(context, ids[at : at + n], "all")])[0].encode
@@ -45,12 +46,12 @@ def test_few_rows_of_many_requests_are_parted_among_the_cores(monkeypatch: pytes
     alone = backend.new_context(64)
     backend.forward([Pass(alone, tokens(20))])
     one = backend.forward([Pass(alone, tokens(1), "last")])[0].encode
-    assert set(backend._runners) == {(1, 1, 0)}
+    assert set(backend._runners) == {(Kind(1), 0)}
     contexts = [backend.new_context(64) for _ in range(onnx_backend.FEW_LANES + 1)]
     for context in contexts:
         backend.forward([Pass(context, tokens(20))])
     together = backend.forward([Pass(context, tokens(1), "last") for context in contexts])
-    assert set(backend._runners) == {(1, 1, 0), (1, 1, 1)}
+    assert set(backend._runners) == {(Kind(1), 0), (Kind(1), 1)}
     assert sorted(c.crew for c in contexts if c.crew is not None) == [0, 0, 1]
     assert all(np.array_equal(result.encode, one) for result in together)
 
@@ -124,7 +125,7 @@ def test_any_company_on_any_number_of_cores_gives_the_same_bits(precision: str) 
         for i in chosen if len(chosen) > 1 else []:
             by_arena.setdefault(id(pairs[i][0].arena), set()).add(pairs[i][0].crew)
         assert all(len(crews) == 1 for crews in by_arena.values())
-    assert {crew for _, _, crew in parted._runners} == {0, 1, 2}
+    assert {crew for _, crew in parted._runners} == {0, 1, 2}
 
 
 def test_a_given_number_of_threads_holds_for_every_call() -> None:
@@ -132,14 +133,16 @@ def test_a_given_number_of_threads_holds_for_every_call() -> None:
     context = backend.new_context(64)
     for rows in (1, 40):
         backend.forward([Pass(context, tokens(rows))])
-    assert set(backend._runners) == {(2, 1, 0)}
+    assert set(backend._runners) == {(Kind(2), 0)}
 
 
 @pytest.mark.parametrize("encode", [0, 1, 5, 16, 17])
-@pytest.mark.parametrize("canvas", [0, 1, 4])
-def test_a_mask_written_row_by_row_is_the_layouts(encode: int, canvas: int) -> None:
+@pytest.mark.parametrize(("canvas", "branches"), [(0, ()), (1, ()), (4, ()), (4, (1, 3)), (6, (1, 2, 4))])
+def test_a_mask_written_row_by_row_is_the_layouts(
+    encode: int, canvas: int, branches: tuple[int, ...]
+) -> None:
     config = denoiser().config
-    share = Share(1, 7, encode, canvas)
+    share = Share(1, encode, canvas, 7, branches if max(branches, default=0) <= encode else ())
     mask = np.full((3, 1, max(2, share.rows), 48), np.nan, np.float32)
     write_mask(config, (share,), mask)
     assert np.array_equal(mask[1, 0, : share.rows] == 0, visible(config, share, 48))

@@ -225,6 +225,29 @@ def test_passes_that_encode_nothing_may_share_a_context() -> None:
         )
 
 
+@pytest.mark.parametrize("family", ["ours", "shift"])
+def test_a_branch_is_a_canvas_behind_the_tokens_it_has_seen(family: str) -> None:
+    on = backend(**FAMILIES[family])
+    text, new, slots = random_tokens(9), random_tokens(4, 1), random_tokens(15, 2)
+    context = on.new_context(40)
+    on.forward([Pass(context, text)])
+    starts = (1, 2, 4)
+    wanted = np.array([1, 4, 5, 8, 10, 14])  # a first slot among them: with a shift its row is a clean one
+    found = on.forward([Pass(context, new, "all", canvas=slots, canvas_rows=wanted, branches=starts)])[0]
+    assert found.canvas is not None
+    for number, start in enumerate(starts):
+        alone = on.new_context(40)
+        on.forward([Pass(alone, text)])
+        rows = wanted[wanted // 5 == number] - 5 * number
+        one = Pass(alone, new[:start], "all", canvas=slots[5 * number : 5 * number + 5], canvas_rows=rows)
+        due = on.forward([one])[0]
+        assert due.canvas is not None
+        np.testing.assert_allclose(found.canvas[wanted // 5 == number], due.canvas, atol=2e-5)
+        np.testing.assert_allclose(found.encode[:start], due.encode, atol=2e-5)
+    on.forward([Pass(context, NOTHING, canvas=slots[:5])])  # what the branches wrote is scratch
+    assert context.length == 13
+
+
 def test_wrong_passes_are_refused() -> None:
     on = backend()
     assert on.forward([]) == []

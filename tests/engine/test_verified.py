@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from redraft.engine import Commit, Engine, Request, Step, Ticket
+from redraft.engine.request import DRAFT_LAYOUTS
 from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NULL, VOCAB, backend, finish, prompt, run, token_bytes, told
 
@@ -41,7 +42,7 @@ def options(seed: int) -> dict[str, Any]:
         "ignore_eos": bool(rng.random() < 0.2),
         "seed": seed,
         "draft_steps": int(rng.choice([1, 1, 2, 3])),
-        "draft_layout": ("auto", "strided", "separate")[int(rng.integers(3))],
+        "draft_layout": DRAFT_LAYOUTS[int(rng.integers(4))],
         "row_cost": float(rng.choice([0.0, 0.1, 0.3])),
     }
 
@@ -67,30 +68,37 @@ def test_verified_is_ar_for_hundreds_of_requests_in_mixed_batches() -> None:
     assert sum(told(t)[1] == "stop" and not t.request.stop for t in pairs) > 20  # by EOS
 
 
-def test_proposals_that_are_right_save_evaluations() -> None:
-    """With the answer itself as proposal, a canvas of 7 costs one evaluation for every 7 tokens."""
+def evaluations(right: int, layout: str) -> int:
+    """Of 29 tokens, when the first `right` of a canvas's 7 proposed tokens are AR's own and the next is not."""
     from redraft.engine.writers.verified import Verified
 
     settings = SamplerSettings(canvas_length=8, temperature=0.8)
-    request = Request(prompt(), "ar", settings, max_tokens=29, ignore_eos=True, seed=3)
-    answer = told(run([request])[0])[0]
+    given: dict[str, Any] = {"max_tokens": 29, "ignore_eos": True, "seed": 3, "draft_layout": layout}
+    answer = told(run([Request(prompt(), "ar", settings, **given)])[0])[0]
 
     class Oracle(Verified):
-        def _proposed(self, shown: np.ndarray, probability: np.ndarray) -> tuple[int, ...]:
-            return answer[len(self.output.tokens) :][: len(shown) - 1]
+        def _propose(self, shown: np.ndarray, probability: np.ndarray) -> None:
+            self.canvas, due = None, answer[len(self.output.tokens) :][: len(shown) - 1]
+            self._proposal = tuple(t if i != right else 2 + (t - 1) % 40 for i, t in enumerate(due))
 
     context = backend().new_context(64)
-    writer = Oracle(
-        Request(prompt(), "verified", settings, max_tokens=29, ignore_eos=True, seed=3),
-        backend().config,
-        context,
-        token_bytes,
-    )
+    writer = Oracle(Request(prompt(), "verified", settings, **given), backend().config, context, token_bytes)
     while not writer.done:
         writer.absorb(backend().forward([writer.plan()])[0])
     assert tuple(writer.output.tokens) == answer
-    # Token 1 comes with the prompt, 2 with the first draft, then 8 an evaluation: 7 proposed and AR's next.
-    assert writer.nfe == 1 + 4
+    return writer.nfe
+
+
+def test_proposals_that_are_right_save_evaluations() -> None:
+    """Token 1 comes with the prompt, 2 with the first draft, then 8 an evaluation: 7 proposed and AR's next."""
+    assert evaluations(7, "strided") == evaluations(7, "branches") == 1 + 4
+    assert evaluations(7, "separate") == 7  # which bring 1, 8, 1, 8, … tokens
+
+
+def test_a_branch_saves_the_evaluation_behind_a_mistake() -> None:
+    """With 2 of 7 right an evaluation brings 3 tokens; what was drafted behind all 7 is lost, a branch is not."""
+    assert evaluations(2, "branches") == 1 + 9
+    assert evaluations(2, "strided") == evaluations(2, "separate") == 14  # 1, 3, 1, 3, … tokens
 
 
 def test_a_sharp_model_agrees_with_itself_now_and_then() -> None:

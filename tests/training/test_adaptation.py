@@ -13,6 +13,7 @@ import torch
 
 import redraft
 from redraft.denoiser import adapters, families
+from redraft.denoiser.transformer import Attention, Visibility, attend_canvases
 from redraft.engine.backend import Pass
 from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RedraftError, RequestError
@@ -21,11 +22,13 @@ from redraft.hub.tokenizer import Tokenizer
 from redraft.training import adaptation_start as start
 from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_batch import AdaptBatch
-from redraft.training.adaptation_masks import dense
+from redraft.training.adaptation_masks import beside
 from redraft.training.adaptation_objective import divergences
 from redraft.training.data import Corpus
 from redraft.training.flops import Work
 from tests.training.bases import EOS, NAME, finish, make_base, recipe, shake, torchrun, weights
+from tests.training.masks import dense
+from tests.training.toys import config
 
 
 @pytest.fixture
@@ -135,16 +138,30 @@ def test_divergences_are_the_formulas() -> None:
     np.testing.assert_allclose(same[1], 0, atol=1e-12)
 
 
-def test_canvases_side_by_side_are_blind_to_one_another() -> None:
-    visible = torch.from_numpy(np.random.default_rng(0).random((2, 3, 4, 9)) < 0.5)
-    out = dense(visible)
-    assert out.shape == (2, 12, 5 + 12)
-    for b, n in np.ndindex(2, 3):
-        rows = out[b, 4 * n : 4 * n + 4]
-        assert torch.equal(rows[:, :5], visible[b, n, :, :5])
-        assert torch.equal(rows[:, 5 + 4 * n : 9 + 4 * n], visible[b, n, :, 5:])
-        rest = torch.cat((rows[:, 5 : 5 + 4 * n], rows[:, 9 + 4 * n :]), 1)
-        assert not rest.any()
+def test_canvases_attend_beside_one_another_as_under_the_whole_mask() -> None:
+    rng = np.random.default_rng(0)
+    visible = torch.from_numpy(
+        rng.random((2, 3, 4, 9)) < 0.5
+    )  # 2 rows of 3 canvases of 4 slots over 5 clean tokens
+    visible[..., 0] = True
+    attention = Attention(config(num_attention_heads=4, num_key_value_heads=2)).double()
+    q, k, v, past = (
+        torch.from_numpy(rng.standard_normal((2, rows, heads, attention.head_dim))).requires_grad_()
+        for rows, heads in ((12, 4), (12, 2), (12, 2), (5, 2))
+    )
+    whole = attention._attend(
+        q,
+        torch.cat((past, k), 1),
+        torch.cat((past, v), 1),
+        Visibility.additive(dense(visible), torch.float64)[:, None],
+    )
+    parts = attend_canvases(q, (past, past), (k, v), beside(visible, torch.float64))
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)  # the softmax of the parts is float32
+    weights = torch.from_numpy(rng.standard_normal(whole.shape))
+    due = torch.autograd.grad((whole * weights).sum(), (q, k, v, past))
+    found = torch.autograd.grad((parts * weights).sum(), (q, k, v, past))
+    for one, other in zip(found, due, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def gradients(run: Adaptation, micro_rows: int) -> dict[str, torch.Tensor]:

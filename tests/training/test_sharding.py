@@ -23,10 +23,11 @@ from redraft.errors import RequestError
 from redraft.hub.runs import complete
 from redraft.training import portable
 from redraft.training.adaptation import Adaptation, adapt
-from redraft.training.adaptation_masks import dense, flex_masks
+from redraft.training.adaptation_masks import flex_masks
 from redraft.training.adaptation_objective import AdaptationObjective
 from redraft.training.adaptation_recipe import load_adaptation
 from tests.training.bases import finish, recipe, shake, torchrun, weights
+from tests.training.masks import dense
 
 ROOT = Path(__file__).parents[2]
 

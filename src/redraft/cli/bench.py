@@ -48,7 +48,9 @@ def bench(
     ] = None,
     verified_canvas: Annotated[int | None, typer.Option(help="Slots that verified drafts at once.")] = None,
     draft_steps: Annotated[int, typer.Option(help="Denoising steps of verified's drafts.")] = 1,
-    draft_layout: Annotated[str, typer.Option(help="Of verified: auto, strided or separate.")] = "auto",
+    draft_layout: Annotated[
+        str, typer.Option(help="Of verified: auto, strided, branches or separate.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Chooses the prompts and names the noise.")] = 0,
     peers: Annotated[bool, typer.Option(help="speed: also time outside programs, where installed.")] = True,
     quick: Annotated[
@@ -74,7 +76,7 @@ def bench(
     o.at_least("--verified-canvas", verified_canvas, 1)
     o.at_least("--slide", slide, 0)
     o.at_least("--draft-steps", draft_steps, 1)
-    o.one_of("--draft-layout", draft_layout, ("auto", "strided", "separate"))
+    o.one_of("--draft-layout", draft_layout, ("auto", "strided", "branches", "separate"))
     for p in threshold or ():
         o.finite("--threshold", p, 0.0, 1.0)
     for t in temperature or ():

@@ -67,12 +67,15 @@ class Visibility:
     flex: the same as FlexAttention's block mask, which skips blocks that are masked.
     clean, canvas: the same for training rows laid out as L clean rows followed by N canvases of C slots each,
     without the products that are masked anyway: clean [B, 1, L, L], canvas [B * N, 1, C, L + C].
+    text, own: the same for N canvases alone over S cached rows: text [B, N * C, S], own [B, N, C, C].
     """
 
     dense: Tensor | None = None
     flex: BlockMask | None = None
     clean: Tensor | None = None
     canvas: Tensor | None = None
+    text: Tensor | None = None
+    own: Tensor | None = None
 
     @staticmethod
     def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -101,7 +104,10 @@ class Attention(nn.Module):
         """x [B, T, hidden] -> (out [B, T, hidden], the present rows' (k, v), each [B, T, kv_heads, head_dim])."""
         batch, rows, _ = x.shape
         q, k, v = self.project(x, cos, sin)
-        if visible.clean is None:
+        if visible.own is not None:
+            assert past is not None
+            out = attend_canvases(q, past, (k, v), visible)
+        elif visible.clean is None:
             keys, values = (
                 (k, v) if past is None else (torch.cat((past[0], k), 1), torch.cat((past[1], v), 1))
             )
@@ -153,6 +159,42 @@ class Attention(nn.Module):
 
         noisy = self._attend(per_canvas(q).flatten(0, 1), with_clean(k), with_clean(v), visible.canvas)
         return torch.cat((clean, noisy.reshape(batch, canvases * slots, *q.shape[2:])), 1)
+
+
+def attend_canvases(
+    q: Tensor, past: tuple[Tensor, Tensor], present: tuple[Tensor, Tensor], visible: Visibility
+) -> Tensor:
+    """Canvases side by side over one text, each blind to the others: one softmax over two products.
+
+    q [B, N * C, H, D]; past (k, v): [B, S, kv_heads, D], present: [B, N * C, kv_heads, D]; visible.text, visible.own.
+    Returns [B, N * C, H, D]. A dense mask would have N - 1 of N of the canvases' own products computed in vain.
+    """
+    assert visible.text is not None
+    assert visible.own is not None
+    batch, rows, heads, size = q.shape
+    canvases, slots = visible.own.shape[1:3]
+    groups = past[0].shape[2]
+    each = heads // groups
+    # Query heads of one group are rows of one product: [B, kv, N, each, C, D]
+    grouped = (q * size**-0.5).view(batch, canvases, slots, groups, each, size).permute(0, 3, 1, 4, 2, 5)
+    flat = grouped.reshape(batch, groups, -1, size)
+    keys, values = (x.transpose(1, 2) for x in past)  # [B, kv, S, D]
+    theirs, own_values = (  # [B, kv, N, C, D]
+        x.view(batch, canvases, slots, groups, size).permute(0, 3, 1, 2, 4) for x in present
+    )
+    text = torch.matmul(flat, keys.transpose(2, 3)).view(batch, groups, canvases, each, slots, -1)
+    own = torch.matmul(grouped.flatten(3, 4), theirs.transpose(3, 4))
+    own = own.view(batch, groups, canvases, each, slots, slots)
+    text = text + visible.text.view(batch, 1, canvases, 1, slots, -1)
+    own = own + visible.own[:, None, :, None]
+    weights = torch.softmax(torch.cat((text, own), -1), -1, dtype=torch.float32).to(q.dtype)
+    on_text, on_own = weights[..., :-slots], weights[..., -slots:]
+    out = torch.matmul(on_text.reshape(batch, groups, -1, keys.shape[2]), values)
+    out = out.view(batch, groups, canvases, each * slots, size) + torch.matmul(
+        on_own.reshape(batch, groups, canvases, each * slots, slots), own_values
+    )
+    out = out.view(batch, groups, canvases, each, slots, size).permute(0, 2, 4, 1, 3, 5)
+    return out.reshape(batch, rows, heads, size)
 
 
 @lru_cache(maxsize=2)

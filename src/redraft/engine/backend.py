@@ -35,6 +35,10 @@ class Pass:
     encode: int64 [n] clean tokens to append to the context, or empty. encode_logits: which of their AR logits
     are wanted. canvas: int64 [C] slots at the positions that follow, or None. locked: bool [C]. canvas_rows:
     the slots whose logits are wanted (int64), None for all. expected: float32 [C, V], for self-conditioning.
+
+    branches: the slots are as many canvases of one length side by side, each blind to the others; number i stands behind
+    the first branches[i] (1 or more) of the tokens to encode, and sees no later ones. None: one canvas behind them all.
+    For models with causal context. (One canvas for each length a draft may be accepted at: TiDAR, arXiv 2511.08923.)
     """
 
     context: Context
@@ -44,6 +48,30 @@ class Pass:
     locked: np.ndarray | None = None
     canvas_rows: np.ndarray | None = None
     expected: np.ndarray | None = None
+    branches: tuple[int, ...] | None = None
+
+    @property
+    def slots(self) -> int:
+        """Canvas rows, of all branches together."""
+        return 0 if self.canvas is None else len(self.canvas)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Behind how many of the encoded tokens each canvas stands."""
+        return (len(self.encode),) if self.branches is None else self.branches
+
+    @property
+    def slot_positions(self) -> np.ndarray:
+        """int64 [C]: each slot's position in the text."""
+        each = np.arange(self.slots // len(self.starts))
+        return (self.context.length + np.array(self.starts)[:, None] + each).reshape(-1)
+
+    def before(self, slots: np.ndarray) -> np.ndarray:
+        """With a shift: the rows of this pass, counted from its first, that predict these slots: int64. A canvas's first
+        slot is predicted by the clean row before it, -1 where the context holds that."""
+        length = self.slots // len(self.starts)
+        first = np.array(self.starts)[slots // length] - 1
+        return np.where(slots % length == 0, first, len(self.encode) + slots - 1)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from redraft.errors import RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
 from redraft.sampling.grammar import Allow
 
-DRAFT_LAYOUTS = ("auto", "strided", "separate")
+DRAFT_LAYOUTS = ("auto", "strided", "branches", "separate")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Request:
     to be the likeliest (temperature 0 and nothing locked, or decode "verified").
 
     verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a
-    proposal and draft the next (which counts only if all of the first is right); "separate" spends two
-    smaller ones; "auto" weighs it each time by what a row costs. row_cost: the cost of one more row in an
+    proposal and draft the next (which counts only if all of the first is right); "branches" drafts one for every
+    number of tokens that may be accepted (many rows, which a GPU hardly feels); "separate" spends two smaller
+    evaluations; "auto" weighs each of these canvases by its chance and by what a row costs. row_cost: the cost of one more row in an
     evaluation, where a single row costs 1 (0.03 on two cores, near 0 on a GPU).
 
     check_ratio: diffusion's canvases are checked by the AR self, which reads them anyway when they are committed: a

@@ -330,7 +330,8 @@ def _answers(recipe: AdaptRecipe, reporter: Reporter) -> None:
     model = start.network(recipe, base, device_for(train.device))
     limit = None if train.slice_minutes is None else 60 * train.slice_minutes
     sources, data = recipe.prompt_sources(), Path(recipe.data)
-    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, reporter.message):
+    barred = recipe.prepare.exclude if recipe.prepare else []
+    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, reporter.message, barred):
         reporter.message(f"{recipe.answers.out} isn't complete yet: run the same command again")
 
 

@@ -10,19 +10,17 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from redraft.denoiser.layouts import Rows, canvas_start, clean_start
+from redraft.denoiser.transformer import Visibility
 from redraft.training.adaptation_batch import AdaptBatch
 
 
-def dense(canvas_visible: Tensor) -> Tensor:
-    """bool [B, N, C, L + C] to [B, N * C, L + N * C]: canvases side by side, each blind to the others."""
-    rows, canvases, slots, width = canvas_visible.shape
-    length = width - slots
-    out = canvas_visible.new_zeros(rows, canvases, slots, length + canvases * slots)
-    out[..., :length] = canvas_visible[..., :length]
-    own = out[..., length:].unflatten(-1, (canvases, slots))
-    each = torch.arange(canvases, device=out.device)
-    own[:, each, :, each] = canvas_visible[..., length:].transpose(0, 1)
-    return out.flatten(1, 2)
+def beside(canvas_visible: Tensor, dtype: torch.dtype) -> Visibility:
+    """bool [B, N, C, L + C], what slots see of the text and of their own canvas, as additive masks of `dtype`."""
+    slots = canvas_visible.shape[2]
+    return Visibility(
+        text=Visibility.additive(canvas_visible[..., :-slots].flatten(1, 2), dtype),
+        own=Visibility.additive(canvas_visible[..., -slots:], dtype),
+    )
 
 
 def flex_masks(batch: AdaptBatch, device: torch.device) -> tuple[BlockMask, BlockMask]:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from redraft.denoiser.adapters import canvas_rows
 from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.adaptation_batch import AdaptBatch
-from redraft.training.adaptation_masks import dense, flex_masks
+from redraft.training.adaptation_masks import beside, flex_masks
 from redraft.training.adaptation_recipe import Losses
 
 CHUNK = 4096  # rows whose logits exist at once: 4096 * 49,152 * 4 bytes is 0.8 GB
@@ -106,7 +106,7 @@ class AdaptationObjective(nn.Module):
             text, own = (Visibility(flex=mask) for mask in flex_masks(batch, device))
         else:
             text = Visibility(dense=Visibility.additive(to(batch.clean_visible)[:, None]))
-            own = Visibility(dense=Visibility.additive(dense(to(batch.canvas_visible))[:, None]))
+            own = beside(to(batch.canvas_visible), self.model.lm_head.weight.dtype)
         with torch.no_grad():
             clean, past = model(to(batch.clean), to(batch.positions), text)
         with canvas_rows(model, True, to(batch.locked.reshape(rows, -1))):

@@ -120,7 +120,8 @@ class AdaptTrain(Section):
     """The run. batch_rows: rows of clean text a step. micro_rows: how many go through the network at once; None: on a
     GPU as many as a probe finds to fit, else all. minutes: wall-clock budget of the whole run, which the schedule
     follows. slice_minutes: after so many a session ends with a checkpoint, and --resume goes on. peak_tflops: the
-    device's, from which model FLOPs utilization is told.
+    device's, from which model FLOPs utilization is told. bfloat16: the base's numbers and all products on a CPU too, as
+    on a GPU: several times as fast on one with AVX512-BF16 or AMX, several times slower on any other.
 
     shard: of several processes each holds a share of the base alone (FSDP2), not all of it. recompute: layers run a
     second time for their gradients and keep nothing (gradient checkpointing). flex: attention skips what is masked
@@ -136,6 +137,7 @@ class AdaptTrain(Section):
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
+    bfloat16: bool = False
     compile: bool = False
     shard: bool = False
     recompute: bool = False

@@ -117,9 +117,10 @@ def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
 
 
 def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Denoiser:
-    """The base, frozen (bfloat16 on a GPU), with a fresh float32 adapter drawn from the recipe's seed."""
+    """The base, frozen, with a fresh float32 adapter drawn from the recipe's seed. bfloat16 on a GPU or where the recipe
+    says so."""
     settings = adapter_config(recipe, base)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     bare = adapters.cut(families.load(base.path, dtype), settings.layers)
     if recipe.train.row_length + recipe.canvas.length > bare.config.max_position_embeddings:
         raise RequestError(

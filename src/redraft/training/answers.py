@@ -36,15 +36,19 @@ TOLD_EVERY = 10.0  # seconds
 
 
 def draw_prompts(
-    sources: Sequence[Source], tokenizer: Tokenizer, settings: Answers, seed: int
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    settings: Answers,
+    seed: int,
+    exclude: Sequence[Source] = (),
 ) -> list[tuple[int, ...]]:
     """Up to settings.prompts different prompts, token ids of at most settings.longest each.
 
     Of a conversation all messages before one of the assistant's, or all up to a user's last, through the chat template;
-    of a text its beginning, cut anywhere. Documents take part again, cut elsewhere, while that brings new ones. Raises
-    RequestError for none.
+    of a text its beginning, cut anywhere. Documents take part again, cut elsewhere, while that brings new ones.
+    exclude: see data.read_documents. Raises RequestError for none.
     """
-    documents = read_documents(sources)
+    documents = read_documents(sources, exclude)
     rng = np.random.default_rng(seed)
     found: dict[tuple[int, ...], None] = {}
     for again in itertools.count():
@@ -132,6 +136,7 @@ def make_answers(
     seed: int = 0,
     seconds: float | None = None,
     message: Callable[[str], None] = lambda text: None,
+    exclude: Sequence[Source] = (),
 ) -> bool:
     """Writes the corpus settings.out, splits train and valid; False when `seconds` ran out first (call again).
 
@@ -140,7 +145,7 @@ def make_answers(
     """
     folder = Path(settings.out)
     tokenizer = Tokenizer.load(data)
-    prompts = draw_prompts(sources, tokenizer, settings, seed)
+    prompts = draw_prompts(sources, tokenizer, settings, seed, exclude)
     if settings.holdout >= len(prompts):
         raise RequestError(
             f"answers.holdout {settings.holdout} leaves nothing of {len(prompts)} prompts: lower it"

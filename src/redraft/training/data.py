@@ -9,8 +9,10 @@ A prepared folder holds tokenizer.json, tokenizer_config.json and one corpus per
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
+import itertools
 import json
 import lzma
 import random
@@ -27,6 +29,7 @@ from tokenizers import Tokenizer
 
 from redraft.errors import RequestError
 from redraft.files import write_atomically
+from redraft.training import wheels
 from redraft.training.base_tokenizer import BaseTokenizer
 from redraft.training.recipe import Prepare, Source
 from redraft.training.tokenizer import EOS, save_tokenizer, train_tokenizer
@@ -60,8 +63,11 @@ def read_records(source: Source) -> Iterator[dict[str, Any]]:
     """Records of a source that pass its `where`; a .txt file is one record. Raises RequestError on bad input."""
     path = Path(source.path).expanduser()
     name = path.name.removesuffix(".gz").removesuffix(".xz")
+    if path.suffix == wheels.SUFFIX:
+        yield from itertools.islice(wheels.records(path, source.field), source.limit)
+        return
     if not name.endswith((".txt", ".jsonl")):
-        raise RequestError(f"{path}: expected .txt or .jsonl, plain or packed as .gz or .xz")
+        raise RequestError(f"{path}: expected .txt or .jsonl, plain or packed as .gz or .xz, or a wheel")
     kept = 0
     try:
         with _open_text(path) as file:
@@ -136,15 +142,46 @@ def _dialogue(value: str, source: Source) -> Document:
     return Document(tuple(parts))
 
 
-def read_documents(sources: Sequence[Source]) -> list[Document]:
-    """All non-empty documents of the sources; raises RequestError when there is no text at all."""
-    documents = [to_document(r, s) for s in sources for r in read_records(s)]
-    documents = [d for d in documents if not d.empty]
+def read_documents(sources: Sequence[Source], exclude: Sequence[Source] = ()) -> list[Document]:
+    """All non-empty documents of the sources that hold no text of `exclude`; of near copies among code one.
+
+    Raises RequestError when there is no text at all.
+    """
+    barred = [_words(to_document(r, s).text) for s in _files(exclude) for r in read_records(s)]
+    distinct = wheels.Distinct()
+    documents = []
+    for source in _files(sources):
+        for record in read_records(source):
+            document = to_document(record, source)
+            text = document.text
+            copied = source.path.endswith(wheels.SUFFIX) and not distinct.add(text)
+            if not document.empty and not copied and not (barred and _holds(_words(text), barred)):
+                documents.append(document)
     if not documents:
         raise RequestError(
             f"no text in {', '.join(s.path for s in sources) or 'the sources'}: nothing to prepare"
         )
     return documents
+
+
+def _files(sources: Sequence[Source]) -> Iterator[Source]:
+    """One source a file: a path with a * stands for all that it matches. Raises RequestError where that is none."""
+    for source in sources:
+        if "*" not in source.path:
+            yield source
+            continue
+        found = sorted(glob.glob(str(Path(source.path).expanduser())))
+        if not found:
+            raise RequestError(f"{source.path}: no such file")
+        yield from (source.model_copy(update={"path": path}) for path in found)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _holds(text: str, barred: Sequence[str]) -> bool:
+    return any(b in text for b in barred if b)
 
 
 def encode_document(tokenizer: Tokenizer, document: Document) -> list[int]:
@@ -215,7 +252,7 @@ def prepare(recipe: Prepare, out: str | Path) -> dict[str, dict[str, Any]]:
     """Trains the tokenizer, or takes that of `recipe.tokenizer`, and writes the splits train, valid (the holdout) and
     test; returns what each holds."""
     folder = Path(out)
-    documents = read_documents(recipe.sources)
+    documents = read_documents(recipe.sources, recipe.exclude)
     if recipe.holdout >= len(documents):
         raise RequestError(
             f"prepare.holdout {recipe.holdout} leaves nothing of {len(documents)} documents to train on: lower it"

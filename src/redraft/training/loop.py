@@ -147,8 +147,9 @@ class Loop(ABC):
         )
 
     def _autocast(self) -> Any:
-        if self.world.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
+        """bfloat16 on a GPU; on a CPU where the recipe asks for it, since most can't multiply it fast."""
+        if self.world.device.type == "cuda" or getattr(self.settings, "bfloat16", False):
+            return torch.autocast(self.world.device.type, torch.bfloat16)
         return nullcontext()
 
     # -- the run ----------------------------------------------------------------------------------------------

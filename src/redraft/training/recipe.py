@@ -22,7 +22,8 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Text to learn from: a .txt, .jsonl, .jsonl.gz or .jsonl.xz file.
+    """Text to learn from: a .txt, .jsonl, .jsonl.gz or .jsonl.xz file, or a wheel, whose records are its Python files
+    (field "text") or the functions in them (field "function"). A * in a path stands for all files that match.
 
     format: text (a record is a document, and so is a whole .txt file), dialogue (lines "User: …" and
     "Assistant: …"), messages (a list of {role, content}) or question (what a user says, to be answered). where: keep
@@ -39,10 +40,12 @@ class Source(Section):
 class Prepare(Section):
     """From text to a tokenizer and memory-mapped shards: `redraft prepare`.
 
-    tokenizer: a model's name or folder whose tokenizer and chat template are used, in place of training one.
+    tokenizer: a model's name or folder whose tokenizer and chat template are used, in place of training one. exclude:
+    what one will be measured on; no document that holds such a text is taken.
     """
 
     sources: list[Source]
+    exclude: list[Source] = []
     tests: list[Source] = []
     tokenizer: str | None = None
     vocab_size: int = Field(default=4096, ge=300, le=65536)

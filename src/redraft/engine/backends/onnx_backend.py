@@ -25,7 +25,7 @@ from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, bui
 from redraft.engine.backends.onnx_processor import integer_max
 from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
 from redraft.engine.backends.onnx_runner import Runner
-from redraft.engine.backends.onnx_session import Sessions
+from redraft.engine.backends.onnx_session import Kind, Sessions
 from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
 
@@ -100,51 +100,58 @@ class OnnxBackend:
         exact: bool = True,
         source: str = "the model",
         largest: int = 0,
+        adapter: Mapping[str, np.ndarray] | None = None,
+        rank: int = 0,
     ) -> None:
         """tensors: float32, named as in the checkpoint. largest: of the integers of 8-bit weights; 0 for what this
-        processor can take. Raises RequestError when the tensors don't fit the config."""
+        processor can take. adapter: what a gated one of that rank brings (onnx_gated.adapter_weights). Raises RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        self._graphs: dict[int, Graph] = {}
-        graph = self._graph(1)
+        self._rank = rank
+        self._graphs: dict[tuple[int, bool], Graph] = {}
         self._least_rows = LEAST_GRID_ROWS if exact else 1
         self._groups = GROUPS if linear_weights(config) <= PARTED_UP_TO else 1
-        self._weights = prepare(
-            config, tensors, graph.weights, source, largest or integer_max()
-        )  # onnxruntime reads this memory: it must stay
+        wanted, largest = self._graph(1).weights, largest or integer_max()
+        # onnxruntime reads this memory: it must stay
+        self._weights = prepare(config, tensors, wanted, source, largest) | dict(adapter or {})
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(lambda groups: self._graph(groups).data, self._weights, spinning)
+        self._sessions = Sessions(self._graph, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
-        self._runners: dict[tuple[int, int, int], Runner] = {}
+        self._runners: dict[tuple[Kind, int], Runner] = {}
         self._crews = self.threads
         self._runner(1)  # what is wrong with the weights shows now
 
-    def _graph(self, groups: int) -> Graph:
-        """The network for so many groups of lanes."""
-        if groups not in self._graphs:
-            self._graphs[groups] = build_graph(self.config, self.precision, groups=groups)
-        return self._graphs[groups]
+    def _graph(self, groups: int, gated: bool = False) -> Graph:
+        """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
+        key = groups, gated
+        if key not in self._graphs:
+            rank = self._rank if gated else 0
+            self._graphs[key] = build_graph(self.config, self.precision, groups=groups, rank=rank)
+        return self._graphs[key]
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
         self._groups = self._crews = 1
-        self._runners = dict.fromkeys([(1, 1, 0), (self.threads, 1, 0)], self._made(session, 1))
+        runner = self._made(session, Kind(1))
+        self._runners = dict.fromkeys([(Kind(1), 0), (Kind(self.threads), 0)], runner)
 
-    def _made(self, session: Any, groups: int) -> Runner:
-        names = self._graph(groups).inputs
+    def _made(self, session: Any, kind: Kind) -> Runner:
+        names = self._graph(kind.groups, kind.gated).inputs
         return Runner(session, names, self.config, self._rotary, self._least_rows)
 
-    def _runner(self, rows: int, groups: int = 1, crew: int | None = None) -> Runner:
-        """For a call of so many rows, or for one of several crews, on a core of its own."""
-        threads = 1 if crew is not None or rows <= self._few_rows else self.threads
-        key = threads, groups, crew or 0
+    def _runner(self, rows: int, groups: int = 1, gated: bool = False, crew: int | None = None) -> Runner:
+        """For a call of so many rows, or for one of several crews, on a core of its own. gated: with the adapter's
+        nodes, for calls with a canvas."""
+        one_thread = crew is not None or rows <= self._few_rows
+        kind = Kind(1 if one_thread else self.threads, groups, gated)
+        key = kind, crew or 0
         runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[key] = self._made(self._sessions.on(threads, groups), groups)
+            runner = self._runners[key] = self._made(self._sessions.on(kind), kind)
         return runner
 
     @cached_property
@@ -238,8 +245,10 @@ class OnnxBackend:
             own = [contexts[i] for i in crew]
             groups = self._groups if len(crew) > FEW_LANES else 1
             views = gather(self.config, own, [needed[i] for i in crew], groups)
-            runner = self._runner(sum(rows), len(views), None if len(crews) == 1 else number)
-            runner.prepare([passes[i] for i in crew], own, views)
+            its = [passes[i] for i in crew]
+            gated = bool(self._rank) and any(p.canvas is not None for p in its)
+            runner = self._runner(sum(rows), len(views), gated, None if len(crews) == 1 else number)
+            runner.prepare(its, own, views)
             runners.append(runner)
         if len(runners) == 1:
             runners[0].execute()
@@ -263,7 +272,7 @@ def _own(context: Context) -> OnnxContext:
 
 
 def _rows(p: Pass) -> int:
-    return len(p.encode) + (0 if p.canvas is None else len(p.canvas))
+    return len(p.encode) + p.slots
 
 
 def _check(passes: Sequence[Pass]) -> None:

@@ -33,6 +33,7 @@ import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
+from redraft.engine.backends.onnx_gated import Gate
 
 Precision = Literal["fp32", "mixed", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "mixed", "int8")
@@ -42,6 +43,7 @@ OUTLIERS = 32
 # In "mixed" the inputs of these have 16 bits: between the two matrices of a feed-forward half every row has large
 # entries in places of its own.
 FINE = "down_proj"
+HEAD = "lm_head"
 FINER = 254  # steps of the second 8 bits in one of the first: a remainder of half a step is 127 of them
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
@@ -69,11 +71,12 @@ class Graph:
 
 
 @dataclass
-class _Writer:
+class GraphWriter:
     """Collects nodes; each call returns the name of what the node makes."""
 
     precision: Precision
     groups: int = 1
+    gate: Gate | None = None
     nodes: list[bytes] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
     constants: dict[str, bytes] = field(default_factory=dict)
@@ -91,6 +94,12 @@ class _Writer:
         outs = [f"split_{len(self.nodes)}_{i}" for i in range(len(sizes))]
         self.nodes.append(proto.node("Split", [x, self.constant(list(sizes))], outs, axis=axis))
         return outs
+
+    def only_wanted(self) -> None:
+        """From here on the list of rows is that of the wanted ones."""
+        self.rows = "wanted"
+        if self.gate:
+            self.gate.rows = "wanted_canvas"
 
     def parts(self, x: str) -> list[str]:
         """Rows x [1, N, …] by group."""
@@ -134,7 +143,8 @@ class _Writer:
             y = self.op(
                 "FusedMatMul", x, self.weight(f"{name}.weight", outputs, inputs), contrib=True, transB=1
             )
-        return self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
+        y = self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
+        return self.gate.linear(self, x, y, name, inputs, outputs) if self.gate and name != HEAD else y
 
     def _integer_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
         """uint8 by int8 with one scale a row and one a column: a row never depends on its neighbours."""
@@ -206,12 +216,13 @@ def outlier_count(inputs: int) -> int:
     return min(OUTLIERS, inputs // 8)
 
 
-def _norm(w: _Writer, x: str, name: str, config: DenoiserConfig, size: int) -> str:
-    weight = w.weight(f"{name}.weight", size)
-    return w.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=config.rms_norm_eps, stash_type=1)
+def _norm(w: GraphWriter, x: str, name: str, config: DenoiserConfig, size: int) -> str:
+    weight, eps = w.weight(f"{name}.weight", size), config.rms_norm_eps
+    normed = w.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps, stash_type=1)
+    return w.gate.norm(w, x, normed, name, config, size) if w.gate else normed
 
 
-def _add_norm(w: _Writer, x: str, more: str, name: str, config: DenoiserConfig) -> tuple[str, str]:
+def _add_norm(w: GraphWriter, x: str, more: str, name: str, config: DenoiserConfig) -> tuple[str, str]:
     """(rms norm of x + more, x + more), in one node."""
     normed, total = f"normed_{len(w.nodes)}", f"total_{len(w.nodes)}"
     inputs, eps = [x, more, w.weight(f"{name}.weight", config.hidden_size)], config.rms_norm_eps
@@ -219,10 +230,12 @@ def _add_norm(w: _Writer, x: str, more: str, name: str, config: DenoiserConfig) 
     w.nodes.append(
         proto.node("SkipSimplifiedLayerNormalization", inputs, outputs, "com.microsoft", epsilon=eps)
     )
+    if w.gate:
+        normed = w.gate.norm(w, total, normed, name, config, config.hidden_size)
     return normed, total
 
 
-def _embed(w: _Writer, config: DenoiserConfig) -> str:
+def _embed(w: GraphWriter, config: DenoiserConfig) -> str:
     table = w.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
     x = w.op("Gather", table, "tokens")
     if config.self_conditioning:
@@ -230,10 +243,10 @@ def _embed(w: _Writer, config: DenoiserConfig) -> str:
     if config.canvas_rows_marked:
         roles = w.weight("model.role_embeddings", 3, config.hidden_size)
         x = w.op("Add", x, w.op("Gather", roles, "role"))
-    return x
+    return w.gate.embed(w, x, config) if w.gate else x
 
 
-def _self_condition(w: _Writer, config: DenoiserConfig, x: str, table: str) -> str:
+def _self_condition(w: GraphWriter, config: DenoiserConfig, x: str, table: str) -> str:
     """What the last step expected joins the canvas rows (see denoiser.transformer.SelfConditioning)."""
     name, size = "model.self_conditioning", config.hidden_size
     soft = w.op("MatMul", "expected", table)
@@ -252,7 +265,7 @@ def _self_condition(w: _Writer, config: DenoiserConfig, x: str, table: str) -> s
     return w.op("Where", clean, x, normed)
 
 
-def _norm_heads(w: _Writer, config: DenoiserConfig, qk: str, name: str) -> str:
+def _norm_heads(w: GraphWriter, config: DenoiserConfig, qk: str, name: str) -> str:
     """RMSNorm of each head's query and key (Qwen3); the weights of all heads as one [heads, D] factor."""
     heads, size = config.num_attention_heads + config.num_key_value_heads, config.head_dim
     ones = w.op("Expand", w.constant(1.0), w.constant([size]))
@@ -260,11 +273,14 @@ def _norm_heads(w: _Writer, config: DenoiserConfig, qk: str, name: str) -> str:
     split = w.op(
         "SimplifiedLayerNormalization", split, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
     )
-    split = w.op("Mul", split, w.weight(f"{name}.qk_norm", heads, size))
-    return w.op("Reshape", split, w.constant([1, -1, heads * size]))
+    weighted = w.op("Mul", split, w.weight(f"{name}.qk_norm", heads, size))
+    if w.gate:
+        own = w.op("Mul", w.gate.pick(w, split), w.weight(f"{name}.qk_gain", heads, size))
+        weighted = w.gate.put(w, weighted, own)
+    return w.op("Reshape", weighted, w.constant([1, -1, heads * size]))
 
 
-def _attention(w: _Writer, config: DenoiserConfig, x: str, layer: int, places: str) -> str:
+def _attention(w: GraphWriter, config: DenoiserConfig, x: str, layer: int, places: str) -> str:
     """The normed rows x to attention's output at `places` [1, M, 2] of the grid: [1, M, hidden]."""
     name, size = f"model.layers.{layer}.self_attn", config.head_dim
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -287,20 +303,20 @@ def _attention(w: _Writer, config: DenoiserConfig, x: str, layer: int, places: s
         out = w.op("Attention", own_q, own_k, own_v, mask, q_num_heads=heads, kv_num_heads=kv_heads)
         outs.append(w.op("GatherND", out, of_group(places, g)))
     if places == "wanted_place":
-        w.rows = "wanted"
+        w.only_wanted()
     return w.linear(w.whole(outs), f"{name}.o_proj", queries, config.hidden_size)
 
 
-def _feed_forward(w: _Writer, config: DenoiserConfig, x: str, name: str) -> str:
+def _feed_forward(w: GraphWriter, config: DenoiserConfig, x: str, name: str) -> str:
     size, wide = config.hidden_size, config.intermediate_size
     gate, up = w.split(w.linear(x, f"{name}.gate_up", size, 2 * wide), wide, wide)
     silu = w.op("QuickGelu", gate, contrib=True, alpha=1.0)  # x * sigmoid(x) in one node
     return w.linear(w.op("Mul", silu, up), f"{name}.down_proj", wide, size)
 
 
-def _head(w: _Writer, config: DenoiserConfig, x: str) -> None:
+def _head(w: GraphWriter, config: DenoiserConfig, x: str) -> None:
     if w.precision != "fp32":
-        logits = w.linear(x, "lm_head", config.hidden_size, config.vocab_size)
+        logits = w.linear(x, HEAD, config.hidden_size, config.vocab_size)
         w.op("Identity", logits, to="logits")
         return
     tied = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
@@ -308,7 +324,7 @@ def _head(w: _Writer, config: DenoiserConfig, x: str) -> None:
     w.op("FusedMatMul", x, table, to="logits", contrib=True, transB=1)
 
 
-def _network(w: _Writer, config: DenoiserConfig) -> None:
+def _network(w: GraphWriter, config: DenoiserConfig) -> None:
     x = _embed(w, config)
     normed = _norm(w, x, "model.layers.0.input_layernorm", config, config.hidden_size)
     last = config.num_hidden_layers - 1
@@ -329,7 +345,7 @@ def of_group(name: str, group: int) -> str:
     return f"{name}.{group}" if group else name
 
 
-def _inputs(config: DenoiserConfig, groups: int) -> dict[str, tuple[str, list[int | str]]]:
+def _inputs(config: DenoiserConfig, groups: int, gated: bool) -> dict[str, tuple[str, list[int | str]]]:
     """Type and shape of each, by name."""
     real, whole, half = "float32", "int64", config.rotary_dim // 2
     out: dict[str, tuple[str, list[int | str]]] = {
@@ -341,7 +357,9 @@ def _inputs(config: DenoiserConfig, groups: int) -> dict[str, tuple[str, list[in
     }
     if groups > 1:
         out["sizes"] = whole, [groups]
-    if config.canvas_rows_marked or config.self_conditioning:
+    if gated:
+        out |= {"canvas": (whole, [1, "A", 2]), "wanted_canvas": (whole, [1, "W", 2])}
+    if config.canvas_rows_marked or config.self_conditioning or gated:
         out["role"] = whole, [1, "N"]
     if config.self_conditioning:
         out |= {"expected": (real, ["E", config.vocab_size]), "expected_row": (whole, [1, "N"])}
@@ -382,12 +400,15 @@ def build_graph(
     precision: Precision = "fp32",
     places: Mapping[str, Mapping[str, str]] | None = None,
     groups: int = 1,
+    rank: int = 0,
 ) -> Graph:
     """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
-    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number."""
-    w = _Writer(precision, groups)
+    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. rank: of a gated
+    adapter on the canvas rows, of which each run then has at least one, also among those wanted (see onnx_gated); 0:
+    without."""
+    w = GraphWriter(precision, groups, Gate(rank) if rank else None)
     _network(w, config)
-    inputs = _inputs(config, groups)
+    inputs = _inputs(config, groups, gated=bool(rank))
     outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
     for g in range(groups):
         outputs |= {f"{name}.next": _cache(config, groups, g) for name in cache_names(config, g)}

@@ -23,12 +23,14 @@ NO_ROWS = np.empty(0, np.int64)
 
 
 class Share(NamedTuple):
-    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots."""
+    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots. branches: as in
+    Pass, () for one canvas behind all clean rows."""
 
     lane: int
     encode: int
     canvas: int
     length: int
+    branches: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -47,8 +49,19 @@ def visible(config: DenoiserConfig, share: Share, slots: int) -> np.ndarray:
     start[: share.encode, 0] = np.minimum(clean_start(config.layout, own, block), anchor)
     start[share.encode :, 0] = canvas_start(config.layout, anchor, block)
     seen = np.arange(slots) < start
-    seen[share.encode :, anchor : anchor + share.canvas] = True
+    for first, each, begin in _canvases(share):
+        rows = seen[share.encode + first : share.encode + first + each]
+        if share.branches:
+            rows[:, share.length + begin :] = False
+        rows[:, anchor + first : anchor + first + each] = True
     return seen
+
+
+def _canvases(share: Share) -> list[tuple[int, int, int]]:
+    """Each canvas's first slot, number of slots, and the clean rows of its pass that it stands behind."""
+    starts = share.branches or (share.encode,)
+    each = share.canvas // len(starts)
+    return [(i * each, each, start) for i, start in enumerate(starts)]
 
 
 @dataclass(frozen=True)
@@ -104,8 +117,15 @@ def _hide_later(share: Share, seats: np.ndarray) -> None:
     """`visible` for causal contexts, row by row: at every step of few rows it is asked for."""
     for row in range(share.encode):
         seats[row, share.length + row + 1 :] = MASKED
-    if share.canvas:
-        seats[share.encode :, share.length + share.rows :] = MASKED
+    if not share.branches:
+        if share.canvas:
+            seats[share.encode :, share.length + share.rows :] = MASKED
+        return
+    anchor = share.length + share.encode
+    for first, each, start in _canvases(share):
+        rows = seats[share.encode + first : share.encode + first + each]
+        rows[:, share.length + start : anchor + first] = MASKED
+        rows[:, anchor + first + each :] = MASKED
 
 
 class RotaryTable:
@@ -136,33 +156,42 @@ class Wanted:
 
     canvas: row of each wanted slot, None without a canvas. With a shift slot j is predicted by the row before it:
     slot 0 by the last clean row, if this pass has it, else by what its context remembers (`remembered` marks those
-    slots, whose row here only stands in). last: the last clean row, for the context to remember.
+    slots, whose row here only stands in). more: rows behind these that nobody is told about. last: where among all of
+    these the last clean row is, for the context to remember, or None.
     """
 
     encode: np.ndarray
     canvas: np.ndarray | None
     remembered: np.ndarray | None
-    last: np.ndarray
+    more: np.ndarray
+    last: int | None
 
     def rows(self) -> np.ndarray:
-        parts = [p for p in (self.encode, self.canvas, self.last) if p is not None and len(p)]
+        parts = [p for p in (self.encode, self.canvas, self.more) if p is not None and len(p)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [NO_ROWS])
 
 
-def wanted_rows(p: Pass, shift: bool) -> Wanted:
-    """What a pass asks for."""
+def wanted_rows(p: Pass, shift: bool, gated: bool = False) -> Wanted:
+    """What a pass asks for. gated: at least one row of its canvas, if it has one."""
     encoded = len(p.encode)
-    encode = NO_ROWS
+    encode, more, last = NO_ROWS, NO_ROWS, None
     if encoded and p.encode_logits != "none":
         encode = np.arange(encoded - 1 if p.encode_logits == "last" else 0, encoded)
-    last = np.arange(encoded - 1, encoded) if shift and encoded else NO_ROWS
-    if p.canvas is None:
-        return Wanted(encode, None, None, last)
-    slots = np.arange(len(p.canvas)) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
-    if not shift:
-        return Wanted(encode, encoded + slots if encoded else slots, None, last)
-    remembered = (slots == 0) & (encoded == 0) & (p.context.length > 0)
-    return Wanted(encode, np.maximum(encoded + slots - 1, 0), remembered, last)
+        last = len(encode) - 1 if shift else None
+    canvas, remembered = None, None
+    if p.canvas is not None:
+        slots = np.arange(len(p.canvas)) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
+        canvas = encoded + slots
+        if shift:
+            canvas = p.before(slots)
+            remembered = (canvas < 0) & (p.context.length > 0)
+            canvas = np.maximum(canvas, 0)
+        if gated and not (canvas >= encoded).any():
+            more = np.array([encoded])
+    if shift and encoded and last is None:
+        last = len(encode) + (0 if canvas is None else len(canvas)) + len(more)
+        more = np.append(more, encoded - 1)
+    return Wanted(encode, canvas, remembered, more, last)
 
 
 def write_tokens(

@@ -45,6 +45,7 @@ class Runner:
         self.session, self.binding = session, session.io_binding()
         self.config, self.rotary, self.least_rows = config, rotary, least_rows
         self.inputs = Inputs(self.binding, names)
+        self.gated = "canvas" in names
         self._views: dict[int, Any] = {}
         self._frames: list[Frame] = []
         self._frames_key: Any = None
@@ -53,6 +54,7 @@ class Runner:
         self._wanted: list[Wanted] = []
         self._counts: list[int] = []
         self._total = 0
+        self._canvas = np.zeros(0, bool)  # of all rows, which are canvas rows
         self._logits = NO_LOGITS
         self._prepared: tuple[Sequence[int], Sequence[Pass], Sequence[OnnxContext]] = ([], [], [])
 
@@ -122,6 +124,9 @@ class Runner:
         for group, made in enumerate(self._frames):
             self.inputs.write(of_group("grid", group), made.grid)
             self.inputs.write(of_group("place", group), made.place)
+        if self.gated:
+            self._canvas = np.concatenate([made.role for made in self._frames]) == 1
+            self.inputs.write("canvas", _in_list(self._canvas))
         self._frames_key = key
 
     def _write_places(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
@@ -138,7 +143,7 @@ class Runner:
             slot = inputs.array(of_group("slot", group), made.place.shape, np.int64)[0]
             slot[:, 0], position = made.place[0, :, 0], slot[:, 1]
             np.add(made.columns, lengths, out=position)
-            positions.append(position)
+            positions.append(_in_text(position, own, made))
             shape = (view.lanes, 1, made.grid.shape[1], view.rows)
             mask = inputs.array(of_group("mask", group), shape, np.float32)
             write_mask(self.config, own, mask)
@@ -163,7 +168,7 @@ class Runner:
         if None not in key and self._wanted_key == key:
             return
         self._wanted_key = None
-        self._wanted = [wanted_rows(p, self.config.shift) for p in passes]
+        self._wanted = [wanted_rows(p, self.config.shift, self.gated) for p in passes]
         own = [w.rows() for w in self._wanted]
         self._counts = [len(rows) for rows in own]
         if not max(self._counts):
@@ -180,8 +185,34 @@ class Runner:
             made.place.take(rows, axis=1, out=place)
             parts.append(rows + before if before else rows)
             at, before = at + count, before + len(made.columns)
-        self.inputs.write("wanted", parts[0] if len(parts) == 1 else np.concatenate(parts))
+        wanted = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        self.inputs.write("wanted", wanted)
+        if self.gated:
+            self.inputs.write("wanted_canvas", _in_list(self._canvas[wanted]))
         self._wanted_key = key
+
+
+def _in_text(places: np.ndarray, shares: tuple[Share, ...], made: Frame) -> np.ndarray:
+    """Positions in the text of rows at these places of their caches, int64 [N]: the same but for branches, whose
+    canvases lie one behind the other there."""
+    if not any(share.branches for share in shares):
+        return places
+    places = places.copy()
+    for share, first in zip(shares, made.first, strict=True):
+        if share.branches:
+            each = share.canvas // len(share.branches)
+            where = np.array(share.branches)[:, None] + np.arange(each)
+            at = first + share.encode
+            places[at : at + share.canvas] = share.length + where.reshape(-1)
+    return places
+
+
+def _in_list(chosen: np.ndarray) -> np.ndarray:
+    """bool [N] to int64 [1, how many, 2]: (0, row) of each row that is chosen."""
+    rows = np.flatnonzero(chosen)
+    out = np.zeros((1, len(rows), 2), np.int64)
+    out[0, :, 1] = rows
+    return out
 
 
 def _seated(
@@ -201,9 +232,7 @@ def _seated(
 
 
 def _share(p: Pass, context: OnnxContext, first: int) -> Share:
-    return Share(
-        context.lane - first, len(p.encode), 0 if p.canvas is None else len(p.canvas), context.length
-    )
+    return Share(context.lane - first, len(p.encode), p.slots, context.length, p.branches or ())
 
 
 def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassResult:
@@ -218,6 +247,6 @@ def _result(logits: np.ndarray, wanted: Wanted, context: OnnxContext) -> PassRes
                     "a shifted canvas needs the last clean row: encode a token after truncating"
                 )
             canvas[wanted.remembered] = context.last_logits
-    if len(wanted.last):
-        context.last_logits = logits[-1].copy()
+    if wanted.last is not None:
+        context.last_logits = logits[wanted.last].copy()
     return PassResult(logits[:encoded], canvas)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 
+from redraft.engine.backends.onnx_graph import Graph
 from redraft.errors import RedraftError
 
 SMALL, SHAPES = (
@@ -65,6 +66,14 @@ class Inputs:
         self.array(name, values.shape, values.dtype)[...] = values
 
 
+class Kind(NamedTuple):
+    """A session: on how many threads, for how many groups of lanes, with the adapter's nodes or without."""
+
+    threads: int
+    groups: int = 1
+    gated: bool = False
+
+
 class Sessions:
     """One network and its weights, on as many threads as a call is worth and with as many groups of lanes; made when
     first asked for.
@@ -72,13 +81,16 @@ class Sessions:
     The same bits come out on any number of threads: operators are parted between rows and columns, never along a sum.
     """
 
-    def __init__(self, graph: Callable[[int], bytes], weights: dict[str, np.ndarray], spinning: bool) -> None:
-        """graph: the file for so many groups."""
+    def __init__(
+        self, graph: Callable[[int, bool], Graph], weights: dict[str, np.ndarray], spinning: bool
+    ) -> None:
+        """graph: the network for so many groups, with an adapter's nodes or without. weights: of both."""
         self._graph, self._weights, self._spinning = graph, weights, spinning
-        self._made: dict[tuple[int, int], Any] = {}
+        self._made: dict[Kind, Any] = {}
 
-    def on(self, threads: int, groups: int) -> Any:
-        key = threads, groups
-        if key not in self._made:
-            self._made[key] = _session(self._graph(groups), self._weights, threads, self._spinning)
-        return self._made[key]
+    def on(self, kind: Kind) -> Any:
+        if kind not in self._made:
+            graph = self._graph(kind.groups, kind.gated)
+            own = {weight.name: self._weights[weight.name] for weight in graph.weights}
+            self._made[kind] = _session(graph.data, own, kind.threads, self._spinning)
+        return self._made[kind]

@@ -118,44 +118,87 @@ class _Part:
         return self.encoded + self.slots
 
 
+@dataclass(frozen=True)
+class _Alike:
+    """Passes of one shape, whose attention is computed at once. present: int64 [P, T], their rows among all; mask
+    [P, padded T, keys]."""
+
+    parts: list[_Part]
+    present: Tensor
+    mask: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.present.shape[1]
+
+    def write(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts the layer's new keys and values behind each pass's context; returns what each sees, [P, keys, kv_heads,
+        D]. One pass after the other: they may share a context, where each finds its own rows."""
+        shape = (len(self.parts), self.mask.shape[2], *k.shape[1:])
+        keys, values = k.new_empty(shape), v.new_empty(shape)
+        for number, part in enumerate(self.parts):
+            context, present = part.context, slice(part.first, part.first + part.rows)
+            written = slice(context.length, context.length + part.rows)
+            context.keys[index, written], context.values[index, written] = k[present], v[present]
+            keys[number] = context.keys[index, : shape[1]]
+            values[number] = context.values[index, : shape[1]]
+        return keys, values
+
+
+def _alike(parts: list[_Part]) -> list[_Alike]:
+    """The passes by their numbers of rows and of keys."""
+    groups: dict[tuple[int, ...], list[_Part]] = {}
+    for part in parts:
+        groups.setdefault((part.rows, *part.mask.shape), []).append(part)
+    out = []
+    for (rows, *_), members in groups.items():
+        mask = torch.stack([part.mask for part in members])
+        first = torch.tensor([part.first for part in members], device=mask.device)
+        out.append(_Alike(members, first[:, None] + torch.arange(rows, device=mask.device), mask))
+    return out
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attention whose rows depend neither on how many there are nor on how many masked keys follow.
 
-    q [T, heads, D], keys and values [E, kv_heads, D], mask [T, E] additive; T a multiple of 4, E of
-    KEY_BLOCK. Returns [T, heads, D]. Query heads of one group are rows of one product, keys are summed block
-    after block.
+    q [P, T, heads, D], keys and values [P, E, kv_heads, D], mask [P, T, E] additive, for P passes of one shape; T a
+    multiple of 4, E of KEY_BLOCK. Returns [P, T, heads, D]. Query heads of one group are rows of one product, keys are
+    summed block after block.
     """
-    rows, heads, size = q.shape
-    groups = keys.shape[1]
-    grouped = q.view(rows, groups, heads // groups, size).permute(1, 2, 0, 3).reshape(groups, -1, size)
-    scores = torch.matmul(grouped, keys.permute(1, 2, 0)) * size**-0.5  # [groups, heads/groups * T, E]
-    scores = scores.view(groups, heads // groups, rows, -1) + mask
-    weights = torch.softmax(scores, -1).view(groups, -1, keys.shape[0])
-    by_group = values.permute(1, 0, 2)
-    out = torch.matmul(weights[:, :, :KEY_BLOCK], by_group[:, :KEY_BLOCK])
-    for start in range(KEY_BLOCK, keys.shape[0], KEY_BLOCK):
+    passes, rows, heads, size = q.shape
+    groups = keys.shape[2]
+    grouped = q.view(passes, rows, groups, heads // groups, size).permute(0, 2, 3, 1, 4)
+    scores = torch.matmul(grouped.reshape(passes, groups, -1, size), keys.permute(0, 2, 3, 1)) * size**-0.5
+    scores = scores.view(passes, groups, heads // groups, rows, -1) + mask[:, None, None]
+    weights = torch.softmax(scores, -1).view(passes, groups, -1, keys.shape[1])
+    by_group = values.permute(0, 2, 1, 3)
+    out = torch.matmul(weights[..., :KEY_BLOCK], by_group[:, :, :KEY_BLOCK])
+    for start in range(KEY_BLOCK, keys.shape[1], KEY_BLOCK):
         stop = start + KEY_BLOCK
-        out = out + torch.matmul(weights[:, :, start:stop], by_group[:, start:stop])
-    return out.view(groups, heads // groups, rows, size).permute(2, 0, 1, 3).reshape(rows, heads, size)
+        out = out + torch.matmul(weights[..., start:stop], by_group[:, :, start:stop])
+    out = out.view(passes, groups, heads // groups, rows, size).permute(0, 3, 1, 2, 4)
+    return out.reshape(passes, rows, heads, size)
 
 
-def visibility(config: DenoiserConfig, length: int, encoded: int, slots: int, keys: int) -> np.ndarray:
-    """bool [encoded + slots, keys]: what the rows of one pass over a context of `length` may attend to.
+def visibility(config: DenoiserConfig, call: Pass, keys: int) -> np.ndarray:
+    """bool [encoded + slots, keys]: what the rows of a pass may attend to.
 
     Keys are the context, then the pass's rows, then padding up to `keys`.
     """
-    position = np.arange(keys)
-    anchor = length + encoded
-    canvas = (position >= anchor) & (position < anchor + slots)
-    start = np.where(
-        canvas,
-        canvas_start(config.layout, np.full(keys, anchor), config.canvas_length),
-        clean_start(config.layout, position, config.canvas_length),
-    )
-    document = np.where(position < anchor + slots, 0, -1)
-    every = Rows(canvas, document, position, start, np.zeros(keys, dtype=np.int64))
-    present = slice(length, anchor + slots)
-    queries = Rows(*(a[present, None] for a in (canvas, document, position, start, every.block)))
+    place = np.arange(keys)
+    length, anchor = call.context.length, call.context.length + len(call.encode)
+    end = anchor + call.slots
+    canvas = (place >= anchor) & (place < end)
+    block = np.zeros(keys, dtype=np.int64)
+    start = clean_start(config.layout, place, config.canvas_length)
+    if call.slots:
+        starts = np.array(call.starts)
+        block[anchor:end] = np.arange(call.slots) // (call.slots // len(starts))
+        begins = canvas_start(config.layout, length + starts, config.canvas_length)
+        start[anchor:end] = begins[block[anchor:end]]
+    every = Rows(canvas, np.where(place < end, 0, -1), place, start, block)
+    present = slice(length, end)
+    queries = Rows(*(a[present, None] for a in (canvas, every.document, place, start, block)))
     return np.asarray(allowed(queries, every))
 
 
@@ -219,12 +262,12 @@ class TorchBackend:
         parts, first = [], 0
         for call in passes:
             context = _own(call.context)
-            encoded, slots = len(call.encode), 0 if call.canvas is None else len(call.canvas)
+            encoded, slots = len(call.encode), call.slots
             if not encoded + slots:
                 raise RedraftError("a pass must encode or denoise something")
             context.reserve(encoded + slots)
             keys = _round_up(context.length + encoded + slots, KEY_BLOCK)
-            seen = visibility(self.config, context.length, encoded, slots, keys)
+            seen = visibility(self.config, call, keys)
             padding = _round_up(len(seen), self.row_multiple) - len(seen)
             seen = np.concatenate((seen, np.ones((padding, keys), dtype=bool)))
             mask = Visibility.additive(torch.from_numpy(seen).to(self.device), self.dtype)
@@ -241,20 +284,21 @@ class TorchBackend:
         for part in parts:
             start, middle, end = part.first, part.first + part.encoded, part.first + part.rows
             tokens[start:middle] = part.call.encode
-            positions[start:end] = part.context.length + np.arange(part.rows)
+            positions[start:middle] = part.context.length + np.arange(part.encoded)
             canvas[middle:end] = True
             if part.call.canvas is not None:
-                tokens[middle:end] = part.call.canvas
+                tokens[middle:end], positions[middle:end] = part.call.canvas, part.call.slot_positions
             if part.call.locked is not None:
                 locked[middle:end] = part.call.locked
         network = self.model.model
         to = self._to_device
         cos, sin = rotary_angles(to(positions), self.config)
+        groups = _alike(parts)
         with canvas_rows(self.model, to(canvas) if canvas.any() else None, to(locked)):
             x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
             for index, layer in enumerate(network.layers):
                 assert isinstance(layer, Layer)
-                x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, parts)
+                x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, groups)
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             hidden: Tensor = network.norm(x)[0]
         return hidden
@@ -273,7 +317,7 @@ class TorchBackend:
         return self._to_device(expected)
 
     def _attention(
-        self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, parts: list[_Part]
+        self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, groups: list[_Alike]
     ) -> Tensor:
         """x [1, rows, hidden] to the attention's output; writes the rows' keys and values behind each
         context."""
@@ -281,16 +325,11 @@ class TorchBackend:
         rows = x.shape[1]
         q, k, v = (heads[0] for heads in own.project(x, cos, sin))
         out = torch.zeros_like(q)
-        for part in parts:
-            present = slice(part.first, part.first + part.rows)
-            written = slice(part.context.length, part.context.length + part.rows)
-            part.context.keys[index, written] = k[present]
-            part.context.values[index, written] = v[present]
-            padding = part.mask.shape[0] - part.rows
+        for alike in groups:
+            present, padding = alike.present, alike.mask.shape[1] - alike.rows
             queries = q[present] if not padding else F.pad(q[present], (0, 0, 0, 0, 0, padding))
-            seen = part.mask.shape[1]
-            keys, values = part.context.keys[index, :seen], part.context.values[index, :seen]
-            out[present] = self._attend(queries, keys, values, part.mask)[: part.rows]
+            keys, values = alike.write(index, k, v)
+            out[present] = self._attend(queries, keys, values, alike.mask)[:, : alike.rows]
         projected: Tensor = own.o_proj(out.view(1, rows, -1))
         return projected
 
@@ -322,16 +361,13 @@ class TorchBackend:
 
     def _canvas_hidden(self, part: _Part, hidden: Tensor, index: np.ndarray) -> Tensor:
         """The hidden rows that predict these slots: their own, or with a shift the row before each."""
-        base = part.first + part.encoded
         if not self.config.shift:
-            return hidden[torch.from_numpy(base + index)]
-        before = base + index - 1
-        if part.encoded or not (index == 0).any():
-            return hidden[torch.from_numpy(before)]
-        if not part.context.length:  # nothing comes before: the first row's guess stands in, as in Dream
-            return hidden[torch.from_numpy(np.maximum(before, base))]
-        picked = hidden[torch.from_numpy(np.maximum(before, base))].clone()
-        picked[torch.from_numpy(index == 0)] = part.context.hidden[0, part.context.length - 1]
+            return hidden[torch.from_numpy(part.first + part.encoded + index)]
+        before = part.call.before(index)
+        # Where nothing comes before, the first row's guess stands in, as in Dream.
+        picked = hidden[torch.from_numpy(part.first + np.maximum(before, 0))]
+        if part.context.length and (before < 0).any():
+            picked[torch.from_numpy(before < 0)] = part.context.hidden[0, part.context.length - 1]
         return picked
 
 
@@ -343,7 +379,7 @@ def _own(context: Context) -> TorchContext:
 
 def _attend_fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """`attend` by the device's own kernel, which promises nothing about rows."""
-    by_head, k, v = (x.transpose(0, 1)[None] for x in (q, keys, values))
-    grouped = q.shape[1] != keys.shape[1]
-    out = F.scaled_dot_product_attention(by_head, k, v, attn_mask=mask, enable_gqa=grouped)
-    return out[0].transpose(0, 1)
+    by_head, k, v = (x.transpose(1, 2) for x in (q, keys, values))
+    grouped = q.shape[2] != keys.shape[2]
+    out = F.scaled_dot_product_attention(by_head, k, v, attn_mask=mask[:, None], enable_gqa=grouped)
+    return out.transpose(1, 2)

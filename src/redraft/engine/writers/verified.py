@@ -3,9 +3,9 @@
 Every pass encodes the last chosen token and a proposal for those that follow, and its AR logits say what AR
 would have chosen after each. What agrees is committed, then AR's own token at the first disagreement; so a
 pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
-proposal comes from a canvas behind this one, denoised in the same pass; it stands only if all of this one was
-right, because otherwise it has read wrong tokens. (Speculative decoding, Leviathan 2023; the canvas as
-drafter: TiDAR, I-DLM.)
+proposal comes from a canvas denoised in the same pass: one behind all of this proposal, which stands only if all
+of it was right, and others behind its first tokens, one for each number of them that is likely to be accepted.
+(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from redraft.engine.backend import Pass, PassResult
-from redraft.engine.events import Step
+from redraft.engine.events import Commit, Step
 from redraft.engine.writers.base import Event, Writer
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
 from redraft.sampling.reading import read
@@ -24,9 +24,12 @@ from redraft.sampling.reading import read
 
 class Verified(Writer):
     encode_prompt = "last"
-    canvas: Canvas | None = None
+    canvas: Canvas | None = None  # one that needs more steps
     _proposal: tuple[int, ...] = ()
-    _chance = 1.0  # that all of the proposal is right
+    _sure: tuple[
+        float, ...
+    ] = ()  # the chance that each token of the proposal is right if those before it are
+    _drafts: dict[int, Canvas]  # canvases under way, by how many tokens of the proposal they stand behind
 
     @cached_property
     def _at_once(self) -> bool:
@@ -61,56 +64,84 @@ class Verified(Writer):
         room = self.limit - self.context.length - len(pending)
         self._proposal = self._proposal[:room]
         encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
-        self.canvas = self._begin(room - len(self._proposal))
-        if self.canvas is None:
+        self._drafts = self._begin(room - len(self._proposal))
+        if not self._drafts:
             return Pass(self.context, encode, "all")
-        rows = wanted(self.canvas)
-        return Pass(self.context, encode, "all", canvas=self.canvas.tokens, canvas_rows=rows)
+        canvases = list(self._drafts.values())
+        slots = len(canvases[0].tokens)
+        starts = tuple(len(pending) + accepted for accepted in self._drafts)
+        return Pass(
+            self.context,
+            encode,
+            "all",
+            canvas=np.concatenate([c.tokens for c in canvases]),
+            canvas_rows=np.concatenate([wanted(c) + i * slots for i, c in enumerate(canvases)]),
+            branches=None if starts == (len(encode),) else starts,
+        )
 
-    def _begin(self, room: int) -> Canvas | None:
-        """A canvas behind the proposal, or None where there's no use or no room for one."""
-        request = self.request
-        left = self.output.rules.limit - len(self.output.tokens) - len(self._proposal)
-        slots = min(request.sampler.canvas_length, room, left)
-        if slots < 2 or not self._worth_drafting(slots):
-            return None
+    def _begin(self, room: int) -> dict[int, Canvas]:
+        """Canvases behind the proposal's beginnings; none where there's no use or no room (rows) for one."""
+        most = len(self._proposal)
+        left = self.output.rules.limit - len(self.output.tokens)
+        longest = min(self.request.sampler.canvas_length, room, left)
+        behind = [accepted for accepted in self._worth_drafting(longest) if accepted + 2 <= left]
+        if not behind or longest < 2:
+            return {}
+        slots = min(longest, left - behind[0])
         settings = self.resized(self._draft_settings, slots)
-        position = len(self.output.tokens) + len(self._proposal)
-        chosen = [*self.output.tokens, *self._proposal] if settings.penalises else ()
+        return {accepted: self._canvas(accepted, settings) for accepted in behind[-(room // slots) :]}
+
+    def _canvas(self, accepted: int, settings: SamplerSettings) -> Canvas:
+        """A canvas behind the first `accepted` tokens of the proposal."""
+        request, held = self.request, self._proposal[:accepted]
+        position = len(self.output.tokens) + accepted
+        chosen = [*self.output.tokens, *held] if settings.penalises else ()
         canvas = begin(
             settings, self.vocabulary, request.key, position, chosen=chosen, watched=request.watched
         )
         if request.draft_steps > 1:
             return canvas
-        return canvas.after(settled=_first(slots))  # nobody asks what the first slot would have been
+        return canvas.after(
+            settled=_first(settings.canvas_length)
+        )  # nobody asks what the first would have been
 
     def after_pass(self, result: PassResult) -> list[Event]:
         events: list[Event] = []
+        logits = result.canvas
         if len(result.encode):
+            drafts, self._drafts = self._drafts, {}
             events.append(self._verify(result.encode))
-            if self.done:
+            accepted = len(events[0].tokens) - 1
+            if self.done or accepted not in drafts:
                 return events
-        if self.canvas is not None:
-            assert result.canvas is not None
-            if self._at_once:
-                reading = read(self.canvas, result.canvas)
-                self._proposal = self._proposed(reading.choice, reading.probability)
-                self.canvas = None
-                return events
-            self.canvas = advance(self.canvas, result.canvas)
-            if self.request.watched:
-                events.append(self._draft_event(self.canvas))
-            if self.canvas.finished:
-                self._proposal = self._proposed(self.canvas.shown, self.canvas.probability)
-                self.canvas = None
+            assert logits is not None
+            self.canvas = drafts[accepted]
+            number, each = list(drafts).index(accepted), len(logits) // len(drafts)
+            logits = logits[number * each : (number + 1) * each]
+        assert self.canvas is not None
+        assert logits is not None
+        return events + self._draft(self.canvas, logits)
+
+    def _draft(self, canvas: Canvas, logits: np.ndarray) -> list[Event]:
+        """A step of the canvas behind what has been accepted; once it is finished it makes the next proposal."""
+        if self._at_once:
+            reading = read(canvas, logits)
+            self._propose(reading.choice, reading.probability)
+            return []
+        self.canvas = canvas = advance(canvas, logits)
+        events: list[Event] = [self._draft_event(canvas)] if self.request.watched else []
+        if canvas.finished:
+            self._propose(canvas.shown, canvas.probability)
         return events
 
-    def _proposed(self, shown: np.ndarray, probability: np.ndarray) -> tuple[int, ...]:
+    def _propose(self, shown: np.ndarray, probability: np.ndarray) -> None:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
         up to an end of answer (there's nothing to encode behind it). In layout "auto" a token is worth its
         row only while all up to it are right with a chance, by the canvas's own probabilities, of row_cost.
         """
+        self.canvas = None
         tokens: list[int] = []
+        chances: list[float] = []
         chance, least = 1.0, self.request.row_cost if self.request.draft_layout == "auto" else 0.0
         for token, sure in zip(shown[1:].tolist(), probability[1:].tolist(), strict=True):
             if token in self._special:
@@ -119,22 +150,29 @@ class Verified(Writer):
             if token in self.vocabulary.eos_ids or chance < least:
                 break
             tokens.append(token)
-            self._chance = chance
-        return tuple(tokens)
+            chances.append(sure)
+        self._proposal, self._sure = tuple(tokens), tuple(chances)
 
-    def _worth_drafting(self, slots: int) -> bool:
-        """Whether to denoise the next canvas in the pass that verifies this proposal. It costs `slots` rows,
-        for nothing if the proposal has a mistake; later it would cost these rows and a pass."""
-        layout, rows = self.request.draft_layout, self.request.row_cost * slots
-        if not self._proposal or layout == "strided":
-            return True
-        return layout == "auto" and self._chance >= rows / (1 + rows)
+    def _worth_drafting(self, slots: int) -> list[int]:
+        """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it. Each costs `slots`
+        rows, for nothing unless just so many are accepted; later it would cost these rows and a pass."""
+        layout, most = self.request.draft_layout, len(self._proposal)
+        if not most or layout == "strided":
+            return [most]
+        if layout == "separate":
+            return []
+        if layout == "branches":
+            return list(range(most + 1))
+        rows = self.request.row_cost * slots
+        sure = np.array([*self._sure[:most], 0.0])
+        exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
+        return np.flatnonzero(exactly >= rows / (1 + rows)).tolist()
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
         return self.step_event(canvas, 1)
 
-    def _verify(self, logits: np.ndarray) -> Event:
+    def _verify(self, logits: np.ndarray) -> Commit:
         """Commits what the rows of AR logits confirm; forgets the rest of the proposal and what was built on
         it."""
         sampler, vocabulary, key, held = (
@@ -163,7 +201,6 @@ class Verified(Writer):
         wrong = len(self._proposal) - (len(chosen) - 1)
         if wrong:
             self.context.truncate(self.context.length - wrong)
-            self.canvas = None
         self._proposal = ()
         event = self.commit(chosen)
         self.canvases += 1

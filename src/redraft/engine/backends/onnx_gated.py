@@ -1,0 +1,115 @@
+"""What a gated adapter adds to the graph (see denoiser.adapters): nodes on canvas rows alone, beside the base's.
+
+All rows go through the base's own layers together, so that its weights are read once a pass. Canvas rows are then picked
+out by index, and what the adapter makes of them is put back in their places:
+
+    canvas        int64 [1, A, 2]    (0, row) of each canvas row in the list; there is at least one
+    wanted_canvas int64 [1, W, 2]    the same in the list of wanted rows, which is what is left near the end
+
+A clean row meets no number of the adapter, not even times 0. Layers that the graph joins (q, k and v; gate and up) share
+one product with all their A below one another, and one with their B in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from redraft.denoiser.config import DenoiserConfig
+
+if TYPE_CHECKING:
+    from redraft.engine.backends.onnx_graph import GraphWriter
+
+PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+MASK, NULL, LOCKED = "slots.mask", "slots.null", "slots.locked"
+
+
+@dataclass
+class Gate:
+    """Writes the adapter's nodes. rows: the input that says which rows of the present list are canvas rows."""
+
+    rank: int
+    rows: str = "canvas"
+    _picked: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def pick(self, w: GraphWriter, x: str) -> str:
+        """The canvas rows of x [1, N, …]: [1, A, …]."""
+        key = x, self.rows
+        if key not in self._picked:
+            self._picked[key] = w.op("GatherND", x, self.rows)
+        return self._picked[key]
+
+    def put(self, w: GraphWriter, x: str, own: str) -> str:
+        """x with these canvas rows in place of its own."""
+        whole = w.op("ScatterND", x, self.rows, own)
+        self._picked[whole, self.rows] = own
+        return whole
+
+    def linear(self, w: GraphWriter, x: str, y: str, name: str, inputs: int, outputs: int) -> str:
+        """y, the base's layer of x, with B A x added to its canvas rows."""
+        width = self.rank * len(PARTS.get(name.rpartition(".")[2], (name,)))
+        a, b = w.weight(f"{name}.lora_A", inputs, width), w.weight(f"{name}.lora_B", width, outputs)
+        more = w.op("MatMul", w.op("MatMul", self.pick(w, x), a), b)
+        return w.op("ScatterND", y, self.rows, more, reduction="add")
+
+    def norm(self, w: GraphWriter, x: str, normed: str, name: str, config: DenoiserConfig, size: int) -> str:
+        """`normed`, the base's norm of x, with the adapter's gains on canvas rows."""
+        gain = w.weight(f"{name}.gain", size)
+        eps = config.rms_norm_eps
+        own = w.op("SimplifiedLayerNormalization", self.pick(w, x), gain, axis=-1, epsilon=eps, stash_type=1)
+        return self.put(w, normed, own)
+
+    def embed(self, w: GraphWriter, x: str, config: DenoiserConfig) -> str:
+        """Embeddings x with those of the adapter's mask and null, and what locked slots get, on canvas rows."""
+        size, own = config.hidden_size, self.pick(w, x)
+        tokens = w.op("Unsqueeze", self.pick(w, "tokens"), w.constant([-1]))
+        for token, name in ((config.mask_token_id, MASK), (config.null_token_id, NULL)):
+            if token is not None:
+                here = w.op("Equal", tokens, w.constant([token]))
+                own = w.op("Where", here, w.weight(name, size), own)
+        locked = w.op("Unsqueeze", self.pick(w, "role"), w.constant([-1]))
+        here = w.op("Equal", locked, w.constant([2]))
+        own = w.op("Where", here, w.op("Add", own, w.weight(LOCKED, size)), own)
+        return self.put(w, x, own)
+
+
+def adapter_weights(
+    config: DenoiserConfig, adapter: Mapping[str, np.ndarray], scale: float
+) -> dict[str, np.ndarray]:
+    """Every weight that a gated graph has beside its base's, float32, by name. adapter: named as in its file, without
+    PEFT's prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit
+    one another."""
+    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)} | {
+        "model.norm.gain": adapter["model.norm.weight"]
+    }
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            out[f"{layer}.{norm}.gain"] = adapter[f"{layer}.{norm}.weight"]
+        if config.qk_norm:
+            q, k = (adapter[f"{layer}.self_attn.{name}_norm.weight"] for name in "qk")
+            out[f"{layer}.self_attn.qk_gain"] = np.stack(
+                [q] * config.num_attention_heads + [k] * config.num_key_value_heads
+            )
+        for block, names in (("self_attn", ("qkv", "o_proj")), ("mlp", ("gate_up", "down_proj"))):
+            for name in names:
+                stems = [f"{layer}.{block}.{part}" for part in PARTS.get(name, (name,))]
+                a = np.concatenate([adapter[f"{stem}.lora_A.weight"] for stem in stems])
+                out[f"{layer}.{block}.{name}.lora_A"] = a.T
+                blocks = [adapter[f"{stem}.lora_B.weight"] for stem in stems]
+                out[f"{layer}.{block}.{name}.lora_B"] = np.float32(scale) * _in_blocks(blocks)
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in out.items()}
+
+
+def _in_blocks(parts: list[np.ndarray]) -> np.ndarray:
+    """Each part's B [outputs, rank] as a block of its own, transposed: [ranks, outputs]."""
+    rank = parts[0].shape[1]
+    out = np.zeros((rank * len(parts), sum(len(part) for part in parts)), np.float32)
+    at = 0
+    for i, part in enumerate(parts):
+        out[i * rank : (i + 1) * rank, at : at + len(part)] = part.T
+        at += len(part)
+    return out
