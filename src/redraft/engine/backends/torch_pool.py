@@ -8,6 +8,7 @@ company changes.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class Pool:
         self.config, self.generation = config, 0
         self._lane = config.num_key_value_heads, config.head_dim
         self._free: list[int] = []
+        self._left: deque[Seat] = deque()  # contexts may go at any time, also while lanes are being moved
         self._seats: dict[int, Seat] = {}
         shape = (config.num_hidden_layers, SCRATCH, ROW_BLOCK, *self._lane)
         # Zeros: what nobody wrote gets probability 0, but 0 times NaN would be NaN.
@@ -57,6 +59,7 @@ class Pool:
 
     def take(self, rows: int) -> Seat:
         """A seat in a lane of at least `rows` rows. The pool grows, by doubling, when there's none."""
+        self._clear()
         lanes = self.lanes if self._free else max(1, 2 * self.lanes)
         self.grow(lanes, rows)
         seat = Seat(self._free.pop(0))
@@ -64,9 +67,14 @@ class Pool:
         return seat
 
     def leave(self, seat: Seat) -> None:
-        """Gives a seat back."""
-        del self._seats[seat.lane]
-        self._free = sorted((*self._free, seat.lane))
+        """Gives a seat back; it counts as free from the next call on that needs one."""
+        self._left.append(seat)
+
+    def _clear(self) -> None:
+        while self._left:
+            lane = self._left.popleft().lane
+            del self._seats[lane]
+            self._free = sorted((*self._free, lane))
 
     def grow(self, lanes: int, rows: int) -> None:
         """At least so many lanes and rows; rows at least double, up to the model's positions."""
@@ -85,6 +93,7 @@ class Pool:
 
     def bring_forward(self, seats: Collection[Seat], lanes: int) -> None:
         """Moves these into the first `lanes` lanes, of which there must be as many as seats at least."""
+        self._clear()
         taken = {seat.lane for seat in seats}
         open_lanes = [lane for lane in range(lanes) if lane not in taken]
         for seat in seats:

@@ -10,6 +10,7 @@ of it was right, and others behind its first tokens, one for each number of them
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
@@ -20,6 +21,8 @@ from redraft.engine.events import Commit, Step
 from redraft.engine.writers.base import Event, Writer
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
 from redraft.sampling.reading import read
+
+READ_AT_ONCE = 5  # slots of a draft
 
 
 class Verified(Writer):
@@ -125,25 +128,25 @@ class Verified(Writer):
     def _draft(self, canvas: Canvas, logits: np.ndarray) -> list[Event]:
         """A step of the canvas behind what has been accepted; once it is finished it makes the next proposal."""
         if self._at_once:
-            reading = read(canvas, logits)
-            self._propose(reading.choice, reading.probability)
+            self._propose(_read_in_order(canvas, logits))
             return []
         self.canvas = canvas = advance(canvas, logits)
         events: list[Event] = [self._draft_event(canvas)] if self.request.watched else []
         if canvas.finished:
-            self._propose(canvas.shown, canvas.probability)
+            self._propose(zip(canvas.shown[1:].tolist(), canvas.probability[1:].tolist(), strict=True))
         return events
 
-    def _propose(self, shown: np.ndarray, probability: np.ndarray) -> None:
-        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
-        up to an end of answer (there's nothing to encode behind it). In layout "auto" a token is worth its
-        row only while all up to it are right with a chance, by the canvas's own probabilities, of row_cost.
+    def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
+        """The canvas's tokens, with their probabilities, after its first slot, whose place has gone to a token
+        that AR chose meanwhile, up to an end of answer (there's nothing to encode behind it). In layout "auto" a
+        token is worth its row only while all up to it are right with a chance, by the canvas's own
+        probabilities, of row_cost.
         """
         self.canvas = None
         tokens: list[int] = []
         chances: list[float] = []
         chance, least = 1.0, self.request.row_cost if self.request.draft_layout == "auto" else 0.0
-        for token, sure in zip(shown[1:].tolist(), probability[1:].tolist(), strict=True):
+        for token, sure in slots:
             if token in self._special:
                 continue
             chance *= sure
@@ -205,6 +208,19 @@ class Verified(Writer):
         event = self.commit(chosen)
         self.canvases += 1
         return event
+
+
+def _read_in_order(canvas: Canvas, logits: np.ndarray) -> Iterator[tuple[int, float]]:
+    """What each slot after the first would hold, and how probable that is; logits [C - 1, V]. Read a few at a time: who
+    proposes them seldom asks for the last, and exponentials over the vocabulary are most of what a draft costs outside
+    the network."""
+    for at in range(0, len(logits), READ_AT_ONCE):
+        some = logits[at : at + READ_AT_ONCE]
+        slots = slice(at + 1, at + 1 + len(some))
+        live = np.zeros(len(canvas.tokens), dtype=bool)
+        live[slots] = True
+        reading = read(canvas.after(live=live), some)
+        yield from zip(reading.choice[slots].tolist(), reading.probability[slots].tolist(), strict=True)
 
 
 @lru_cache(maxsize=64)
