@@ -159,6 +159,7 @@ class Model(Editable):
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
+            row_cost=StepCosts.of(self.defaults.step_costs).row,
             seed=drawn(seed),
         )
         request.check(self.config)

@@ -14,6 +14,7 @@ from redraft.engine.backends import onnx_backend
 from redraft.engine.backends.onnx_cache import OnnxContext
 from redraft.engine.backends.onnx_crews import THREAD_NAME, Workers, crews_of
 from redraft.engine.backends.onnx_rows import Share, visible, write_mask
+from redraft.engine.backends.onnx_graph import Precision
 from redraft.engine.backends.onnx_session import Kind
 from redraft.errors import RedraftError
 from tests.engine.onnx_models import denoiser, onnx, tokens
@@ -22,7 +23,9 @@ WIDE = {"hidden_size": 192, "intermediate_size": 512, "vocab_size": 1000, "num_h
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_row_is_the_same_on_any_number_of_threads(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_the_same_on_any_number_of_threads(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx_backend, "physical_cores", lambda: 2)
     model = denoiser(**WIDE)
     work = onnx_backend.linear_weights(model.config)
@@ -101,7 +104,7 @@ def test_threads_end_with_the_backend() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_any_company_on_any_number_of_cores_gives_the_same_bits(precision: str) -> None:
+def test_any_company_on_any_number_of_cores_gives_the_same_bits(precision: Precision) -> None:
     """Requests that come and go, of one to thirty rows each, alone on one thread and parted among three."""
     model = denoiser(**WIDE)
     parted, single = onnx(model, precision, threads=3), onnx(model, precision, threads=1)

@@ -22,6 +22,7 @@ from typing import Any
 from redraft.errors import RequestError
 
 RECENT = 32  # evaluations that count: some canvases' worth, so that harder text is noticed within a sentence
+FEW_ROWS = 16  # rows of an evaluation that verifies a draft and makes the next
 LEAST = 4  # evaluations below which the history says too little: a short canvas is then the smallest mistake
 CHANCES = (*(i / 64 for i in range(64)), 1.0)  # values of q that are tried
 
@@ -63,6 +64,11 @@ class StepCosts:
     @property
     def longest(self) -> int:
         return self.costs[-1][0]
+
+    @property
+    def row(self) -> float:
+        """Cost of one more row in an evaluation of few, in AR steps."""
+        return max(0.0, self.at(FEW_ROWS) - 1.0) / (FEW_ROWS - 1)
 
     def at(self, rows: float) -> float:
         """Cost of an evaluation of so many rows: on the line through the two lengths of the table that are nearest,

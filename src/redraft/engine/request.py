@@ -47,8 +47,9 @@ class Request:
     verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a
     proposal and draft the next (which counts only if all of the first is right); "branches" drafts one for every
     number of tokens that may be accepted (many rows, which a GPU hardly feels); "separate" spends two smaller
-    evaluations; "auto" weighs each of these canvases by its chance and by what a row costs. row_cost: the cost of one more row in an
-    evaluation, where a single row costs 1 (0.03 on two cores, near 0 on a GPU).
+    evaluations; "auto" weighs each of these canvases by its chance, by what a row costs and by what evaluations bring.
+    row_cost: the cost of one more row in an evaluation, where a single row costs 1 (0.03 to 0.1 on two cores, near 0 on
+    a GPU).
 
     check_ratio: diffusion's canvases are checked by the AR self, which reads them anyway when they are committed: a
     token stands where it has at least this share of the probability of AR's own choice, else AR's choice takes its

@@ -48,7 +48,7 @@ class CudaGraphs:
                     run()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory):
+            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
                 output = run()
         return Recording(graph.replay, output)
 

@@ -84,6 +84,7 @@ class StaticTorchBackend:
         if recorder is None and self.device.type == "cuda":
             recorder = CudaGraphs(self.device)
         self._recorder = recorder
+        self.name = "torch-static" if recorder is None else "torch-graphs"
         self._pool = Pool(self.config, self.dtype, self.device)
         self._plans: dict[Bucket, Plan] = {}
         self._latest: Plan | None = None
@@ -91,11 +92,7 @@ class StaticTorchBackend:
         self._lock = threading.Lock()
         with torch.inference_mode():
             self._positions = torch.arange(self.config.max_position_embeddings, device=self.device)
-            self._cos, self._sin = rotary_angles(self._positions, self.config)
-
-    @property
-    def name(self) -> str:
-        return "torch-static" if self._recorder is None else "torch-graphs"
+            self._cos, self._sin = (t.to(self.dtype) for t in rotary_angles(self._positions, self.config))
 
     @property
     def recorded(self) -> list[Bucket]:
@@ -110,7 +107,7 @@ class StaticTorchBackend:
     def unrecorded(self) -> StaticTorchBackend:
         """The same network with nothing recorded, to compare with."""
         twin = StaticTorchBackend(self.model)
-        twin._recorder = None
+        twin._recorder, twin.name = None, "torch-static"
         return twin
 
     def new_context(self, capacity: int) -> StaticContext:
@@ -202,7 +199,7 @@ class StaticTorchBackend:
             log.warning(
                 "no graph could be recorded (%s): kernels are launched one by one, which is slower", why
             )
-            self._recorder = None
+            self._recorder, self.name = None, "torch-static"
             for known in self._plans.values():
                 known.recording = None
 

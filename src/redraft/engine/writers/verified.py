@@ -23,6 +23,7 @@ from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wa
 from redraft.sampling.reading import read
 
 READ_AT_ONCE = 5  # slots of a draft
+BEFORE = 4  # evaluations that an answer's pace is begun with
 
 
 class Verified(Writer):
@@ -139,13 +140,16 @@ class Verified(Writer):
     def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
         """The canvas's tokens, with their probabilities, after its first slot, whose place has gone to a token
         that AR chose meanwhile, up to an end of answer (there's nothing to encode behind it). In layout "auto" a
-        token is worth its row only while all up to it are right with a chance, by the canvas's own
-        probabilities, of row_cost.
+        token must be worth its row: all up to it are right with a chance, by the canvas's own probabilities, that
+        makes up for row_cost.
         """
         self.canvas = None
         tokens: list[int] = []
         chances: list[float] = []
-        chance, least = 1.0, self.request.row_cost if self.request.draft_layout == "auto" else 0.0
+        chance, least = (
+            1.0,
+            self.request.row_cost * self._pace if self.request.draft_layout == "auto" else 0.0,
+        )
         for token, sure in slots:
             if token in self._special:
                 continue
@@ -158,7 +162,9 @@ class Verified(Writer):
 
     def _worth_drafting(self, slots: int) -> list[int]:
         """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it. Each costs `slots`
-        rows, for nothing unless just so many are accepted; later it would cost these rows and a pass."""
+        rows, for nothing unless just so many are accepted; without it the next pass has these rows and no more to
+        verify than one token.
+        """
         layout, most = self.request.draft_layout, len(self._proposal)
         if not most or layout == "strided":
             return [most]
@@ -169,7 +175,13 @@ class Verified(Writer):
         rows = self.request.row_cost * slots
         sure = np.array([*self._sure[:most], 0.0])
         exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
-        return np.flatnonzero(exactly >= rows / (1 + rows)).tolist()
+        saved = (1 + rows) * (1 - 1 / self._pace)  # that pass, less what its token costs otherwise
+        return np.flatnonzero(exactly * saved >= rows).tolist()
+
+    @property
+    def _pace(self) -> float:
+        """Tokens an evaluation so far, begun as if a few had brought two each: a token is worth 1 / pace."""
+        return (len(self.output.tokens) + 2 * BEFORE) / (self.nfe + BEFORE)
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
