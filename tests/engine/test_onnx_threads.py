@@ -13,8 +13,8 @@ from redraft.engine.backend import Pass
 from redraft.engine.backends import onnx_backend
 from redraft.engine.backends.onnx_cache import OnnxContext
 from redraft.engine.backends.onnx_crews import THREAD_NAME, Workers, crews_of
-from redraft.engine.backends.onnx_rows import Share, visible, write_mask
 from redraft.engine.backends.onnx_graph import Precision
+from redraft.engine.backends.onnx_rows import Share, visible, write_mask
 from redraft.engine.backends.onnx_session import Kind
 from redraft.errors import RedraftError
 from tests.engine.onnx_models import denoiser, onnx, tokens
