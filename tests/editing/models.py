@@ -63,6 +63,7 @@ class Scripted:
     the AR self, which finds each of these tokens likely behind those before it."""
 
     name = "scripted"
+    heads = None
 
     def __init__(self, answers: Answers, likes: Sequence[int] = (), **changes: Any) -> None:
         self._likes = list(likes)

@@ -84,7 +84,7 @@ class Watched:
     name = "torch"
 
     def __init__(self, inner: TorchBackend) -> None:
-        self.inner, self.config = inner, inner.config
+        self.inner, self.config, self.heads = inner, inner.config, inner.heads
         self.calls: list[list[Pass]] = []
         self.lengths: list[list[int]] = []
         self.contexts: list[weakref.ref[TorchContext]] = []

@@ -34,6 +34,7 @@ class Counted:
 
     def __init__(self, inner: OnnxBackend) -> None:
         self.inner, self.config, self.name = inner, inner.config, inner.name
+        self.heads = inner.heads
         self.evaluations = self.rows = 0
 
     def new_context(self, capacity: int) -> onnx_cache.OnnxContext:

@@ -1,4 +1,4 @@
-"""Adapted bases on ONNX Runtime: clean rows the base's own, canvases as the torch backend has them."""
+"""Adapted bases on ONNX Runtime, one graph for both roles: clean rows the base's own, canvases as on torch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,38 @@ import pytest
 
 from redraft.denoiser import adapters
 from redraft.denoiser.checkpoint import state_dict
+from redraft.denoiser.transformer import Denoiser
 from redraft.engine import Request
 from redraft.engine.backend import Pass
 from redraft.engine.backends.onnx_adapted import AdaptedOnnxBackend
-from redraft.engine.backends.onnx_backend import OnnxBackend
-from redraft.engine.backends.onnx_graph import Precision
+from redraft.engine.backends.onnx_backend import BASE_ALONE_FROM, OnnxBackend
+from redraft.engine.backends.onnx_graph import PRECISIONS, Precision
 from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.errors import RequestError
 from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NOTHING, prompt, run
 from tests.engine.test_adapted import FAMILIES, SETTINGS, adapted, base, canvas
 
 
-def on_onnx(precision: Precision = "fp32", **options: Any) -> AdaptedOnnxBackend:
-    model = adapted(**options)
-    prefix = adapters.PREFIX
-    numbers = {
-        name.removeprefix(prefix): p.detach().numpy()
-        for name, p in adapters.adapter_of(model).named_tensors().items()
-    }
-    names = {k for k in options if k != "shift"}
-    weights = {k: v.numpy() for k, v in state_dict(base(**{k: options[k] for k in names})).items()}
-    return AdaptedOnnxBackend.of(model.config, weights, numbers, SETTINGS, precision, threads=1)
+def numbers(model: Denoiser) -> dict[str, np.ndarray]:
+    """An adapter's, named as AdaptedOnnxBackend.of wants them."""
+    named = adapters.adapter_of(model).named_tensors()
+    return {name.removeprefix(adapters.PREFIX): p.detach().numpy() for name, p in named.items()}
+
+
+def weights(**changes: Any) -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in state_dict(base(**changes)).items()}
+
+
+def on_onnx(precision: Precision = "fp32", shift: bool = True, **changes: Any) -> OnnxBackend:
+    model = adapted(shift=shift, **changes)
+    return AdaptedOnnxBackend.of(
+        model.config, weights(**changes), numbers(model), SETTINGS, precision, threads=1
+    )
+
+
+def plain(precision: Precision = "fp32", **changes: Any) -> OnnxBackend:
+    return OnnxBackend(base(**changes).config, weights(**changes), precision, threads=1)
 
 
 @pytest.mark.parametrize("changes", [*FAMILIES, {"tie_word_embeddings": False}])
@@ -49,16 +60,121 @@ def test_canvases_are_as_on_torch(changes: dict[str, Any], shift: bool) -> None:
         np.testing.assert_allclose(got.encode, due.encode, atol=2e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "mixed", "int8"])
-def test_clean_rows_are_the_base_bit_for_bit(precision: Precision) -> None:
-    ours = on_onnx(precision)
-    weights = {k: v.numpy() for k, v in state_dict(base()).items()}
-    theirs = OnnxBackend(base().config, weights, precision, threads=1)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("changes", FAMILIES)
+def test_clean_rows_beside_a_canvas_are_the_base_bit_for_bit(
+    precision: Precision, changes: dict[str, Any]
+) -> None:
+    """Their logits, and the keys and values that they leave."""
+    ours, theirs = on_onnx(precision, **changes), plain(precision, **changes)
     context, other = ours.new_context(64), theirs.new_context(64)
     text = np.array(prompt(23))
-    for part in (text[:11], text[11:13], text[13:]):
-        got = ours.forward([Pass(context, part, "all", canvas=canvas())])[0].encode
-        np.testing.assert_array_equal(got, theirs.forward([Pass(other, part, "all")])[0].encode)
+    for part in (text[:11], text[11:12], text[12:14], text[14:]):
+        for slots in (1, 8):
+            context.truncate(other.length)
+            got = ours.forward([Pass(context, part, "all", canvas=canvas()[:slots])])[0].encode
+            due = theirs.forward([Pass(other, part, "all")])[0].encode
+            np.testing.assert_array_equal(got, due)
+            for mine, base_own in zip(context.arena.arrays, other.arena.arrays, strict=True):
+                np.testing.assert_array_equal(mine[0, : context.length], base_own[0, : other.length])
+            other.truncate(other.length - len(part))
+        theirs.forward([Pass(other, part)])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("exact", [True, False])
+def test_without_a_canvas_it_is_the_base_bit_for_bit(precision: Precision, exact: bool) -> None:
+    """Every number of the adapter is NaN: one that met a row would show. One call after another, until the base's own
+    graph has taken over, and with a canvas in between."""
+    model = adapted(float("nan"))
+    ours: OnnxBackend = AdaptedOnnxBackend.of(
+        model.config, weights(), numbers(model), SETTINGS, precision, threads=1
+    )
+    theirs = plain(precision)
+    if not exact:
+        ours, theirs = ours.unpadded(), theirs.unpadded()
+    context, other = ours.new_context(64), theirs.new_context(64)
+    for number, token in enumerate(prompt(3 * BASE_ALONE_FROM)):
+        if number == 2 * BASE_ALONE_FROM:
+            ours.forward([Pass(ours.new_context(64), NOTHING, canvas=canvas())])
+        got = ours.forward([Pass(context, np.array([token]), "last")])[0].encode
+        np.testing.assert_array_equal(got, theirs.forward([Pass(other, np.array([token]), "last")])[0].encode)
+
+
+def test_a_session_for_the_base_alone_is_made_when_steps_without_a_canvas_keep_coming() -> None:
+    ours = on_onnx()
+    context = ours.new_context(64)
+
+    def made() -> set[bool]:
+        return {kind.gated for kind in ours._sessions._made}
+
+    for canvas_of in (None, canvas(), None, canvas()):
+        ours.forward([Pass(context, np.array(prompt(2)), "last", canvas=canvas_of)])
+        assert made() == {True}
+    for _ in range(BASE_ALONE_FROM):
+        ours.forward([Pass(context, np.array(prompt(1)), "last")])
+    assert made() == {True, False}
+
+
+@pytest.mark.parametrize("wanted", [[], [0], [0, 3], [7]])
+def test_any_rows_of_a_canvas_may_be_wanted(wanted: list[int]) -> None:
+    """With a shift slot 0 comes from a clean row, so that none of the wanted rows may be the canvas's."""
+    backend = on_onnx()
+    text = np.array(prompt(9))
+    every, some = (
+        backend.forward([Pass(backend.new_context(64), text, "last", canvas=canvas(), canvas_rows=rows)])[0]
+        for rows in (None, np.array(wanted, np.int64))
+    )
+    assert every.canvas is not None
+    assert some.canvas is not None
+    np.testing.assert_array_equal(some.canvas, every.canvas[wanted])
+    np.testing.assert_array_equal(some.encode, every.encode)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("mixed", 0.1), ("int8", 0.1)])
+def test_fewer_bits_change_a_canvas_little(precision: Precision, error: float) -> None:
+    text = np.array(prompt(15))
+    exact, rough = (
+        backend.forward([Pass(backend.new_context(64), text, canvas=canvas())])[0].canvas
+        for backend in (on_onnx(), on_onnx(precision))
+    )
+    assert exact is not None
+    assert rough is not None
+    assert np.abs(rough - exact).mean() < error * exact.std()
+
+
+def test_a_shifted_canvas_remembers_the_last_clean_row() -> None:
+    """Whether its logits were asked for, or nobody's were."""
+    backend = on_onnx()
+    text = np.array(prompt(9))
+    due = backend.forward([Pass(backend.new_context(64), text, "last", canvas=canvas())])[0]
+    for logits in ("none", "last", "all"):
+        context = backend.new_context(64)
+        backend.forward([Pass(context, text, logits)])  # type: ignore[arg-type]
+        got = backend.forward([Pass(context, NOTHING, canvas=canvas())])[0].canvas
+        assert got is not None
+        assert due.canvas is not None
+        np.testing.assert_array_equal(got[0], due.encode[0])
+        np.testing.assert_allclose(got, due.canvas, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda own: own.pop("slots.mask"), "lacks 'slots.mask'"),
+        (lambda own: own.update({"slots.null": np.zeros(3, np.float32)}), "slots.null is \\[3\\]"),
+        (
+            lambda own: own.update({"model.layers.0.mlp.down_proj.lora_A.weight": np.zeros((3, 48))}),
+            "doesn't fit its base",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(change: Any, said: str) -> None:
+    model = adapted()
+    own = numbers(model)
+    change(own)
+    with pytest.raises(RequestError, match=said):
+        AdaptedOnnxBackend.of(model.config, weights(), own, SETTINGS, threads=1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

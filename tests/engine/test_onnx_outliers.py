@@ -18,8 +18,8 @@ from redraft.engine.backends.onnx_graph import (
     IR_VERSION,
     OPSET,
     OUTLIERS,
+    GraphWriter,
     Precision,
-    _Writer,
     build_graph,
     outlier_count,
 )
@@ -144,7 +144,7 @@ def test_sixteen_bits_are_nearer_than_eight() -> None:
 
 def linear_alone(precision: Precision, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
     """[N, outputs] of one layer called down_proj, x [1, N, inputs]."""
-    writer = _Writer(precision)
+    writer = GraphWriter(precision)
     outputs, inputs = weight.shape
     writer.op("Identity", writer.linear("x", "down_proj", inputs, outputs), to="y")
     parts = in_eight_bits(weight, largest=127)

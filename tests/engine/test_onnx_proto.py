@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from redraft.engine.backends import onnx_proto as proto
-from redraft.engine.backends.onnx_graph import build_graph, cache_names
+from redraft.engine.backends.onnx_graph import build_graph
+from redraft.engine.backends.onnx_inputs import cache_names
 from tests.engine.onnx_models import OPTIONS, denoiser
 
 

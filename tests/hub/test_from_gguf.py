@@ -13,7 +13,7 @@ import pytest
 from redraft.denoiser import families
 from redraft.denoiser.shards import read_tensors
 from redraft.engine.backends import load_backend
-from redraft.errors import RequestError
+from redraft.errors import RedraftError, RequestError
 from redraft.hub import from_gguf
 from redraft.hub.tokenizer import Tokenizer
 from tests.hub.gguf_files import HEADS, HIDDEN, KV_HEADS, TEMPLATE, interleaved, tiny_gguf, weights
@@ -99,6 +99,30 @@ def _cut(path: Path) -> None:
 
 def _garbage(path: Path) -> None:
     path.write_bytes(b"PK\x03\x04" * 100)
+
+
+def test_damage_anywhere_is_told_in_one_line_or_does_no_harm(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    told = whole_ones = 0
+    for case in range(36):
+        harmed = bytearray(whole)
+        if case % 3 == 0:
+            del harmed[int(rng.integers(len(whole))) :]
+        elif case % 3 == 1:  # a bit of the header
+            harmed[int(rng.integers(600))] ^= 1 << int(rng.integers(8))
+        else:
+            harmed[int(rng.integers(len(whole) // 2))] = 0xBF  # no beginning of a character
+        path.write_bytes(harmed)
+        (out := tmp_path / str(case)).mkdir()
+        try:
+            from_gguf.convert(path, out)
+        except RedraftError as error:
+            told += "\n" not in str(error)
+        else:
+            whole_ones += 1
+    assert told + whole_ones == 36
+    assert told >= 12
 
 
 @pytest.mark.parametrize("harm", [_cut, _garbage, Path.unlink])

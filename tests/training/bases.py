@@ -69,7 +69,7 @@ def make_data(folder: Path, documents: int = 24) -> Path:
 
 
 def recipe(data: Path, **changes: Any) -> AdaptRecipe:
-    """changes: of the sections train, canvas, losses, adapter, optimizer and base."""
+    """changes: of the sections train, canvas, losses, adapter, optimizer and base; and method."""
     raw: dict[str, Any] = {
         "name": "toy",
         "data": str(data),
@@ -91,7 +91,7 @@ def recipe(data: Path, **changes: Any) -> AdaptRecipe:
         },
     }
     for name, section in changes.items():
-        raw[name] = raw.get(name, {}) | section
+        raw[name] = raw.get(name, {}) | section if isinstance(section, dict) else section
     return AdaptRecipe.model_validate(raw)
 
 
@@ -118,7 +118,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Of a run's last checkpoint: those being trained, and the average by its own names."""
     last = complete(folder)[-1]
     held = load_file(last / "training_state" / "weights.safetensors")
-    return held | load_file(last / "adapter_model.safetensors")
+    (own,) = (p for p in (last / "adapter_model.safetensors", last / "model.safetensors") if p.exists())
+    return held | {f"average/{name}": value for name, value in load_file(own).items()}
 
 
 def shake(model: Denoiser) -> None:

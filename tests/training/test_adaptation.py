@@ -217,6 +217,27 @@ def test_too_large_a_batch_is_halved_and_says_so(run: Adaptation, monkeypatch: p
         gradients(run, 2)
 
 
+def test_a_cpu_without_memory_is_a_batch_too_large(run: Adaptation, monkeypatch: pytest.MonkeyPatch) -> None:
+    due, forward = gradients(run, 1), run.objective.forward
+
+    def limited(batch: AdaptBatch) -> Any:
+        if len(batch.clean) > 1:
+            torch.empty(1 << 60)  # more than any machine has: the allocator's own words
+        return forward(batch)
+
+    monkeypatch.setattr(run.objective, "forward", limited)
+    found = gradients(run, 2)
+    assert run.micro_rows == 1
+    assert all(torch.equal(found[name], value) for name, value in due.items())
+
+    def broken(batch: AdaptBatch) -> Any:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(run.objective, "forward", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        gradients(run, 2)
+
+
 def test_flops_of_a_step(run: Adaptation) -> None:
     work = Work.of(run.model)
     hidden, wide, kv, layers, rank = 32, 48, 16, 2, 8
@@ -315,6 +336,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(data: Pat
         ({"base": {"name": "tiny-bass"}}, "unknown model 'tiny-bass', did you mean tiny-base"),
         ({"base": {"name": "redraft-tiny"}}, "was prepared with another tokenizer"),
         ({"adapter": {"mask_token": "<|masc|>"}}, "no special token <|masc|>, did you mean"),
+        (
+            {"adapter": {"mask_token": "<|mask|>", "null_token": "<|mask|>"}},
+            "no room for a mask and a null token",
+        ),
         ({"canvas": {"draft": 0, "prefix": 0, "revealed": 0, "hole": 0}}, "must be above 0"),
         ({"canvas": {"length": 60}}, "canvas.length must not exceed train.row_length"),
     ],

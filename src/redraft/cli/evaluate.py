@@ -27,7 +27,7 @@ BENCHMARKS = (
     "infilling-multi-line",
     "infilling-random-span",
 )
-TASKS = ("likelihood", *BENCHMARKS, "proofread", "filling", "instructions")
+TASKS = ("likelihood", *BENCHMARKS, "acceptance", "proofread", "filling", "instructions")
 STYLES = ("auto", "chat", "raw")
 
 
@@ -44,7 +44,10 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Benchmarks: so many questions, drawn by --seed (all); proofread: texts (400)."),
+        typer.Option(
+            help="Benchmarks: so many questions, drawn by --seed (all); acceptance: prompts a domain (12); proofread: "
+            "texts (400)."
+        ),
     ] = None,
     decode: o.Decode = "diffusion",
     effort: o.Effort = None,
@@ -78,7 +81,8 @@ def evaluate(
     as_json: o.Json = False,
 ) -> None:
     """Evaluate a model. likelihood: AR nats and the diffusion bound on a split of prepared data. Benchmarks: pass@1
-    with its interval; code runs in a bubblewrap sandbox. proofread: errors found and mended, beside baselines.
+    with its interval; code runs in a bubblewrap sandbox. acceptance: drafts confirmed by place and domain, tokens/s
+    beside AR, without --data on a sample. proofread: errors found and mended, beside baselines.
     filling: gaps filled from both sides, beside AR, which sees one. instructions: texts changed as told.
     report: one page of all results.
 
@@ -98,7 +102,7 @@ def evaluate(
     checked = o.SamplingOptions(
         decode, effort, seed, max_tokens, temperature, threshold=threshold, canvas=canvas, steps=steps
     )
-    if data is None:
+    if data is None and tasks != ["acceptance"]:
         what = "a folder made by `redraft prepare`" if tasks[0] == "likelihood" else "the folder of its file"
         raise RequestError(f"eval {tasks[0]} needs --data, {what}")
     from redraft.hub import resolve
@@ -110,11 +114,17 @@ def evaluate(
     loaded: Model | None = None
     for task in tasks:
         if task == "likelihood":
+            assert data is not None
             told[task], said = _likelihood(found.path, data, watched, split, documents, copies, canvas, seed)
         else:
             import redraft
 
             loaded = loaded or redraft.load(model, backend=backend)
+            if task == "acceptance":
+                told[task], said = _acceptance(loaded, data, limit, max_tokens, seed, watched)
+                report += said
+                continue
+            assert data is not None
             if task == "proofread":
                 told[task], said = _proofread(loaded, data, limit, seed, watched)
             elif task in ("filling", "instructions"):
@@ -173,6 +183,18 @@ def _benchmark(
 
     chats = model.tokenizer.template is not None
     told = run_task(FILES[name], cast(Writer, model), data, settings, chats, watched) | machine(model)
+    return told, lines(told)
+
+
+def _acceptance(
+    model: Model, data: Path | None, limit: int | None, tokens: int | None, seed: int, watched: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    from redraft.evaluation.acceptance import Acceptance, acceptance, lines
+    from redraft.evaluation.domains import load_domains
+
+    settings = Acceptance(tokens=tokens or Acceptance.tokens, seed=seed)
+    domains = load_domains(model, limit or 12, settings.tokens, data, seed)
+    told = acceptance(model, domains, settings, watched)
     return told, lines(told)
 
 

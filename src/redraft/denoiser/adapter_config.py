@@ -21,7 +21,8 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 @dataclass(frozen=True)
 class AdapterConfig:
     """base: a model's name or folder. rank, alpha: LoRA's; scale is alpha / rank. layers: how many of the base's
-    layers are used, from the first on; None: all. The rest are fields of the adapted DenoiserConfig.
+    layers are used, from the first on; None: all. markov_rank (0: none), confidence: the heads behind it, see
+    denoiser.heads. The rest are fields of the adapted DenoiserConfig.
     """
 
     base: str
@@ -32,10 +33,17 @@ class AdapterConfig:
     canvas_length: int = 16
     shift: bool = True
     layers: int | None = None
+    markov_rank: int = 0
+    confidence: bool = False
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Rank of the Markov head, and the places that the confidence head tells apart; 0 for one that isn't there."""
+        return self.markov_rank, self.canvas_length if self.confidence else 0
 
     def adapted(self, base: DenoiserConfig) -> DenoiserConfig:
         """The base's config with a canvas. Raises RequestError for a token outside its vocabulary."""
@@ -63,7 +71,15 @@ class AdapterConfig:
 
     def write(self, folder: Path) -> None:
         """PEFT's own keys, and ours under "redraft"."""
-        own = ("mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
+        own = (
+            "mask_token_id",
+            "null_token_id",
+            "canvas_length",
+            "shift",
+            "layers",
+            "markov_rank",
+            "confidence",
+        )
         raw = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -100,4 +116,6 @@ class AdapterConfig:
             raise RequestError(
                 f"{path} is malformed: base_model_name_or_path and r must name a base and a rank"
             )
+        if not isinstance(found.markov_rank, int) or found.markov_rank < 0:
+            raise RequestError(f"{path} is malformed: markov_rank must be a whole number of at least 0")
         return found

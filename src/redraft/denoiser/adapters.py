@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from redraft.denoiser import checkpoint, families
 from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, TARGETS, AdapterConfig
 from redraft.denoiser.config import DenoiserConfig
+from redraft.denoiser.heads import Heads
 from redraft.denoiser.transformer import Denoiser, RMSNorm
 from redraft.errors import RequestError
 
+HEADS = f"{PREFIX}heads."
 ROW_MULTIPLE = (
     4  # with fewer rows a CPU's matrix product rounds otherwise (see engine.backends.torch_backend)
 )
@@ -87,7 +89,9 @@ class Adapter(nn.Module):
     def __init__(self, model: Denoiser, settings: AdapterConfig) -> None:
         super().__init__()
         self.settings, self.gate = settings, Gate()
-        self.slots = Slots(model.config.hidden_size)
+        size = model.config.hidden_size
+        self.slots = Slots(size)
+        self.heads = Heads(size, *settings.heads)
         self.parts = nn.ModuleDict()
         for name, module in _adapted(model):
             part = (
@@ -109,6 +113,7 @@ class Adapter(nn.Module):
                     part.lora_A.copy_(torch.randn(shape, generator=generator) * shape[1] ** -0.5)
             for vector in (self.slots.mask, self.slots.null):
                 vector.copy_(mean + spread * torch.randn(mean.shape, generator=generator))
+        self.heads.reset_parameters(generator)
 
     @contextlib.contextmanager
     def canvas_rows(
@@ -125,6 +130,7 @@ class Adapter(nn.Module):
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters by the names that a PEFT file gives them."""
         out: dict[str, Tensor] = {f"{PREFIX}slots.{n}": p for n, p in self.slots.named_parameters()}
+        out |= {f"{HEADS}{n}": p for n, p in self.heads.named_parameters()}
         for name, part in self.parts.items():
             for own, p in part.named_parameters():
                 whole = f"{own}.weight" if isinstance(part, LoRA) else own
@@ -204,11 +210,21 @@ def _embedding_hook(
 
 def save(adapter: Adapter, config: DenoiserConfig, folder: Path, dtype: torch.dtype | None = None) -> None:
     """adapter_config.json, adapter_model.safetensors and config.json into `folder`, which must exist."""
-    tensors = adapter.named_tensors()
+    write(adapter.named_tensors(), adapter.settings, config, folder, dtype)
+
+
+def write(
+    tensors: dict[str, Tensor],
+    settings: AdapterConfig,
+    config: DenoiserConfig,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """As `save`, of tensors with the names of `Adapter.named_tensors`."""
     checkpoint.save_weights(
         folder / ADAPTER_WEIGHTS, {k: v if dtype is None else v.to(dtype) for k, v in tensors.items()}
     )
-    adapter.settings.write(folder)
+    settings.write(folder)
     checkpoint.write_atomically(folder / "config.json", config.to_json().encode())
 
 
@@ -241,15 +257,23 @@ def adapter_of(model: Denoiser) -> Adapter:
     return model.adapter
 
 
-def read_into(adapter: Adapter, path: Path) -> None:
-    """Copies the numbers of a file into the adapter. Raises RequestError on a missing, surplus or misshapen one."""
+def read_into(adapter: Adapter, path: Path, heads: bool = True) -> None:
+    """Copies the numbers of a file into the adapter; heads False: all but those of its heads, which the file may have
+    or not. Raises RequestError on a missing, surplus or misshapen one."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} can't be read ({error}); fetch it again") from None
     own = adapter.named_tensors()
+    if not heads:
+        own, tensors = (
+            {n: t for n, t in found.items() if not n.startswith(HEADS)} for found in (own, tensors)
+        )
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
+    if wrong and wrong[0].startswith(HEADS):
+        name = wrong[0].removeprefix(HEADS)
+        raise RequestError(f"the heads of {path} don't fit the adapter: {name}; train them anew")
     if wrong:
         raise RequestError(f"{path} doesn't fit its base: {wrong[0]}")
     with torch.no_grad():

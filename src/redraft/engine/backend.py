@@ -10,7 +10,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+<<<<<<< HEAD
 from redraft.errors import RequestError
+=======
+from redraft.sampling.heads import DraftHeads
+>>>>>>> main
 
 
 class Context(Protocol):
@@ -36,9 +40,10 @@ class Pass:
     are wanted. canvas: int64 [C] slots at the positions that follow, or None. locked: bool [C]. canvas_rows:
     the slots whose logits are wanted (int64), None for all. expected: float32 [C, V], for self-conditioning.
 
-    branches: the slots are as many canvases of one length side by side, each blind to the others; number i stands behind
-    the first branches[i] (1 or more) of the tokens to encode, and sees no later ones. None: one canvas behind them all.
-    For models with causal context. (One canvas for each length a draft may be accepted at: TiDAR, arXiv 2511.08923.)
+    branches: the slots are as many canvases of one length side by side, each blind to the others; number i stands
+    behind the first branches[i] (1 or more) of the tokens to encode, and sees no later ones. None: one canvas behind
+    them all. For models with causal context. (One canvas for each length a draft may be accepted at: TiDAR, arXiv
+    2511.08923.)
     """
 
     context: Context
@@ -67,8 +72,8 @@ class Pass:
         return (self.context.length + np.array(self.starts)[:, None] + each).reshape(-1)
 
     def before(self, slots: np.ndarray) -> np.ndarray:
-        """With a shift: the rows of this pass, counted from its first, that predict these slots: int64. A canvas's first
-        slot is predicted by the clean row before it, -1 where the context holds that."""
+        """With a shift: the rows of this pass, counted from its first, that predict these slots: int64. A canvas's
+        first slot is predicted by the clean row before it, -1 where the context holds that."""
         length = self.slots // len(self.starts)
         first = np.array(self.starts)[slots // length] - 1
         return np.where(slots % length == 0, first, len(self.encode) + slots - 1)
@@ -88,6 +93,11 @@ class Backend(Protocol):
 
     config: DenoiserConfig
     name: str
+
+    @property
+    def heads(self) -> DraftHeads | None:
+        """What goes over the logits of a canvas that drafts; of adapters that have such."""
+        ...
 
     def new_context(self, capacity: int) -> Context: ...
 

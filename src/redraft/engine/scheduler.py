@@ -258,7 +258,8 @@ class Engine:
             context, ticket.reused = found[0].context, found[1]
             context.truncate(found[1])
         writer = writer_of(ticket.request)
-        ticket.writer = writer(ticket.request, self.config, context, self._token_bytes)
+        heads = self.backend.heads
+        ticket.writer = writer(ticket.request, self.config, context, self._token_bytes, heads)
         if not ticket.writer.prefilling:
             ticket.prompt_read = ticket.started
 

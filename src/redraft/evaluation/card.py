@@ -73,8 +73,9 @@ def card(results: Results, about: About) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(about: About) -> str:
-    """YAML that Hugging Face reads; strings are quoted as JSON, which YAML contains."""
+def front_matter(about: About, base: str | None = None) -> str:
+    """YAML that Hugging Face reads; strings are quoted as JSON, which YAML contains. base: the repository of the model
+    that this one is made of."""
 
     def listed(values: tuple[str, ...]) -> str:
         return "".join(f"\n- {json.dumps(v)}" for v in values)
@@ -85,7 +86,8 @@ def front_matter(about: About) -> str:
         "pipeline_tag: text-generation",
         f"license: {about.licence}",
         f"language:{listed((about.language,))}",
-        f"datasets:{listed(about.datasets)}",
+        *([f"datasets:{listed(about.datasets)}"] if about.datasets else []),
+        *([f"base_model: {json.dumps(base)}"] if base else []),
         f"tags:{listed(about.tags)}",
         "---",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from redraft.denoiser import families
+from redraft.denoiser.adapter_config import AdapterConfig
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.twin import ar_twin
 from redraft.engine.backends.onnx_backend import physical_cores
 from redraft.errors import RedraftError, RequestError
-from redraft.hub.to_gguf import export, tokenizer_fields
+from redraft.hub.store import base_of
+from redraft.hub.to_gguf import GgufPrecision, export, tokenizer_fields
 
 PEER_PROMPTS = 4  # of a bench: transformers takes seconds for each
+CONTEXT = 2048  # tokens that llama.cpp makes room for at most: of a long context it would be gigabytes
 # Greedy AR on one prompt (int64 ids), so many new tokens: the seconds they took, prompt encoding left out.
 Writer = Callable[[np.ndarray, int], float]
 
@@ -57,17 +61,20 @@ class Transformers:
         yield write
 
 
+@dataclass(frozen=True)
 class LlamaCpp:
-    """llama.cpp on a GGUF file of the same weights in float32, keys and values in float32 too, through xllamacpp, whose
-    wheels bring it compiled. Of one thread and one on each core it gets what the first prompt shows to be faster: a
-    small network's operators are over before a second thread has begun."""
+    """llama.cpp on a GGUF file of the same weights, in float32 or in 8 bits (Q8_0), keys and values in float32, through
+    xllamacpp, whose wheels bring it compiled. Of one thread and one on each core it gets what the first prompt shows to
+    be faster: a small network's operators are over before a second thread has begun."""
+
+    precision: GgufPrecision = "fp32"
 
     def missing(self, folder: Path) -> str | None:
         for package in ("xllamacpp", "gguf"):
             if find_spec(package) is None:
                 return f"{package} is not installed"
         try:
-            tokenizer_fields(folder, families.load_config(folder))
+            tokenizer_fields(base_of(folder) or folder, families.load_config(folder))
         except RequestError as error:
             return str(error)
         return _no_twin(folder)
@@ -76,9 +83,9 @@ class LlamaCpp:
     def started(self, folder: Path) -> Iterator[Writer]:
         with TemporaryDirectory() as place:
             file = Path(place) / "model.gguf"
-            export(folder, file)
+            export(folder, file, self.precision)
             config = families.load_config(folder)
-            context, banned = config.max_position_embeddings, config.special_slot_ids
+            context, banned = min(config.max_position_embeddings, CONTEXT), config.special_slot_ids
             servers = [llama_cpp(file, context, threads) for threads in sorted({1, physical_cores()})]
 
             def write(prompt: np.ndarray, tokens: int) -> float:
@@ -92,7 +99,11 @@ class LlamaCpp:
             yield write
 
 
-PEERS: dict[str, Peer] = {"transformers": Transformers(), "llama.cpp": LlamaCpp()}
+PEERS: dict[str, Peer] = {
+    "transformers": Transformers(),
+    "llama.cpp": LlamaCpp(),
+    "llama.cpp, 8 bits": LlamaCpp("int8"),
+}
 
 
 class Peers:
@@ -194,11 +205,17 @@ def written(answer: dict[str, Any]) -> bytes:
 
 
 def transformers_twin(folder: Path) -> Any:
-    """The AR self of a checkpoint as a model of transformers, float32, eval mode: same weights, same logits."""
+    """The AR self of a checkpoint or an adapter as a model of transformers, float32, eval mode: same weights, same
+    logits."""
     import torch
     import transformers
 
-    ours = families.load(folder)
+    from redraft.denoiser.adapters import cut
+
+    base = base_of(folder)
+    ours = (
+        families.load(folder) if base is None else cut(families.load(base), AdapterConfig.read(folder).layers)
+    )
     config = ours.config
     family = ar_twin(config).capitalize()
     made = getattr(transformers, f"{family}Config")(**_shape(config))

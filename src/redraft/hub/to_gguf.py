@@ -34,7 +34,7 @@ from redraft.hub.from_gguf import (
     check_installed,
     tensors_of,
 )
-from redraft.hub.store import read_json
+from redraft.hub.store import base_of, read_json
 from redraft.hub.tokenizer import TOKENIZER
 
 GgufPrecision = Literal["fp32", "int8"]
@@ -64,7 +64,8 @@ def pairs(weight: np.ndarray, head_dim: int) -> np.ndarray:
 def export(
     folder: str | Path, path: str | Path, precision: GgufPrecision = "fp32", name: str | None = None
 ) -> GgufExport:
-    """Writes the file and reads it back. precision int8 is GGUF's Q8_0: matrices in blocks of 32 with a scale each.
+    """Writes the file and reads it back. precision int8 is GGUF's Q8_0: matrices in blocks of 32 with a scale each. Of
+    an adapted model its base is written, as far as the model uses it.
 
     Raises RequestError for a model whose clean rows are no Llama, Qwen2 or Qwen3, or whose tokenizer llama.cpp doesn't
     know, and where the gguf package is absent; RedraftError when the disk is full.
@@ -73,9 +74,10 @@ def export(
     folder, path = Path(folder), Path(path)
     config = families.load_config(folder)
     kind = ar_twin(config)
-    family = families.identify(read_config(folder), str(folder))
-    tensors = read_tensors(folder, *([] if family is None else [family.rename]))
-    told = tokenizer_fields(folder, config)
+    base = base_of(folder) or folder
+    family = families.identify(read_config(base), str(base))
+    tensors = read_tensors(base, *([] if family is None else [family.rename]))
+    told = tokenizer_fields(base, config)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG
 from redraft.errors import RequestError
 from redraft.hub.bytes import PieceBytes, Utf8Stream
 from redraft.hub.chat_template import ChatTemplate, check_messages, load_template
@@ -53,8 +54,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From a model's folder. Raises RequestError when tokenizer.json is missing or can't be read."""
-        folder = Path(folder)
+        """From a model's folder; of an adapter without a tokenizer of its own, its base's. Raises RequestError when
+        tokenizer.json is missing or can't be read."""
+        folder = own = Path(folder)
+        if (folder / ADAPTER_CONFIG).exists() and not (folder / TOKENIZER).exists():
+            from redraft.hub.store import base_of
+
+            folder = base_of(folder) or folder
         path = folder / TOKENIZER
         try:
             definition = path.read_text(encoding="utf-8")
@@ -62,7 +68,7 @@ class Tokenizer:
             raise RequestError(f"{folder} has no {TOKENIZER}: not a complete model directory") from None
         except (OSError, ValueError) as error:
             raise RequestError(f"{path} can't be read: {error}") from None
-        return cls(definition, load_template(folder), _reserved_ids(folder))
+        return cls(definition, load_template(folder), _reserved_ids(own))
 
     @property
     def vocab_size(self) -> int:

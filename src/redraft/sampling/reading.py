@@ -83,6 +83,21 @@ def read(canvas: Canvas, logits: np.ndarray, allowed: np.ndarray | None = None) 
     return Reading(rows, temperature, choice, best, probability, peak, uncertainty, bent)
 
 
+def drawn(canvas: Canvas, logits: np.ndarray, slot: int) -> int:
+    """The token that `read` takes for one open slot, from its logits [1, V]."""
+    settings, vocabulary = canvas.settings, canvas.vocabulary
+    temperature = settings.temperature_at(canvas.step)
+    if temperature == 0.0 and not settings.penalises:
+        top = untouched_argmax(logits, settings, vocabulary.never)
+        if top is not None:
+            return int(top[0])
+    bent = _bend(canvas, logits, np.array([slot]), None)
+    if temperature > 0.0:
+        noise = gumbel(canvas.key, canvas.position + slot, vocabulary.vocab_size)
+        bent = sharpen(bent, settings, temperature) + noise
+    return int(bent[0].argmax())
+
+
 def _shifted(
     canvas: Canvas,
     logits: np.ndarray,

@@ -40,10 +40,25 @@ class AdaptBatch:
         """Rows first..last of it."""
         return AdaptBatch(*(array[first:last] for array in vars(self).values()))
 
-    def divisors(self) -> tuple[float, float, float]:
-        """What sums of losses are divided by: weight of drafted slots, of those with a teacher, number of others."""
+    def divisors(self) -> tuple[float, ...]:
+        """What sums of losses are divided by, in the order of adaptation_objective.DIVISORS: weight of drafted slots,
+        of those with a teacher, number of others, number of clean tokens with a next one."""
         taught = self.weight * (self.teacher >= 0)
-        return float(self.weight.sum()), float(taught.sum()), float(self.fill.sum())
+        return (
+            float(self.weight.sum()),
+            float(taught.sum()),
+            float(self.fill.sum()),
+            float((self.following >= 0).sum()),
+        )
+
+    @property
+    def following(self) -> np.ndarray:
+        """int64 [B, L]: the token after each clean one in its document, -1 where there's none."""
+        out = np.full_like(self.clean, -1)
+        document = self.clean_document
+        same = (document[:, 1:] == document[:, :-1]) & (document[:, 1:] >= 0)
+        out[:, :-1] = np.where(same, self.clean[:, 1:], -1)
+        return out
 
     @property
     def supervised(self) -> int:

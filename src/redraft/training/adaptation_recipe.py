@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, So
 
 
 class Base(Section):
-    """The AR model that stays as it is. name: a model's name or folder. layers: only its first ones, None: all."""
+    """The AR model to start from. name: a model's name or folder. layers: only its first ones, None: all."""
 
     name: str
     layers: int | None = Field(default=None, ge=1)
@@ -20,8 +20,13 @@ class Base(Section):
 class AdapterSettings(Section):
     """The adapter's size and the canvas's conventions; see denoiser.adapter_config.
 
-    alpha None: the rank. shift: canvas row i predicts slot i + 1, as the base's rows do. mask_token, null_token: names
-    of tokens that no text holds; None: taken from those that the tokenizer leaves unused.
+    rank, alpha (None: the rank): of method "adapter" alone. shift: canvas row i predicts slot i + 1, as the base's rows
+    do. mask_token, null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves
+    unused.
+
+    Heads for drafts that are verified, see denoiser.heads: markov_rank (0: none; 64 is plenty) and confidence. They
+    learn beside the adapter, or behind one that is done: start names a run or an adapter's folder to begin with, and
+    with frozen nothing but the heads learns, which spares the way back through the network.
     """
 
     rank: int = Field(default=64, ge=1)
@@ -29,6 +34,10 @@ class AdapterSettings(Section):
     shift: bool = True
     mask_token: str | None = None
     null_token: str | None = None
+    markov_rank: int = Field(default=0, ge=0)
+    confidence: bool = False
+    start: str | None = None
+    frozen: bool = False
 
 
 class Answers(Section):
@@ -88,6 +97,8 @@ class Losses(Section):
     on_policy: Share = 0.0
     sharpen: float = Field(default=0.0, ge=0)
     sharpen_share: Share = 0.1
+    ar: float = Field(default=1.0, ge=0)
+    keep: float = Field(default=0.0, ge=0)
 
     def at(self, progress: float) -> dict[str, float]:
         """Factors of the losses' sums (see adaptation_objective.Sums) at this point of the run, 0..1."""
@@ -102,6 +113,9 @@ class Losses(Section):
             "aligned": self.hidden * max(0.0, 1 - 2 * progress),
             "entropy": sharp,
             "fill": self.fill,
+            "doubt": 1.0,  # of parameters of its own
+            "ar": self.ar,
+            "kept": self.keep,
         }
 
 
@@ -154,10 +168,16 @@ class AdaptTrain(Section):
 
 
 class AdaptRecipe(Section):
-    """A whole recipe. data: a folder that `redraft prepare` made with the base's own tokenizer."""
+    """A whole recipe. data: a folder that `redraft prepare` made with the base's own tokenizer.
+
+    method: "adapter" trains a gated adapter beside the base, which stays as it is; "full" trains all weights of a copy
+    of the base, for canvas rows and clean rows alike. What the clean rows lose by it is held by losses.ar *
+    cross-entropy of the next token, and by losses.keep * KL(base || them) where a copy of the base stays in memory.
+    """
 
     name: str
     base: Base
+    method: Literal["adapter", "full"] = "adapter"
     data: str
     prepare: Prepare | None = None
     mixture: list[Mixture] = Field(default=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 import torch
 
 from redraft.denoiser import adapters, families
-from redraft.denoiser.adapter_config import AdapterConfig
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RequestError
-from redraft.hub.store import ModelFolder, resolve
+from redraft.hub.store import ModelFolder, find, resolve
 from redraft.hub.tokenizer import TOKENIZER, Tokenizer
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.data import Corpus
@@ -42,6 +43,15 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
         raise RequestError("answers needs prompts: name sources in answers or in prepare")
     if not (recipe.losses.ce or recipe.losses.kl or recipe.losses.acceptance or recipe.losses.fill):
         raise RequestError("losses: all weights are 0, so there is nothing to learn")
+    own = recipe.adapter
+    if own.frozen and not (own.markov_rank or own.confidence):
+        raise RequestError(
+            "adapter.frozen leaves nothing to learn without heads: set adapter.markov_rank or confidence"
+        )
+    if own.frozen and own.start is None:
+        raise RequestError(
+            "adapter.frozen needs a trained adapter to begin with: name its run in adapter.start"
+        )
 
 
 def check_tokenizer(recipe: AdaptRecipe, found: ModelFolder) -> None:
@@ -113,23 +123,52 @@ def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
         canvas_length=recipe.canvas.length,
         shift=own.shift,
         layers=recipe.base.layers,
+        markov_rank=own.markov_rank,
+        confidence=own.confidence,
     )
 
 
 def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Denoiser:
-    """The base, frozen, with a fresh float32 adapter drawn from the recipe's seed. bfloat16 on a GPU or where the recipe
-    says so."""
+    """The base, frozen, with a float32 adapter: drawn from the recipe's seed, or its start. bfloat16 on a GPU or where
+    the recipe says so."""
     settings = adapter_config(recipe, base)
     dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     bare = adapters.cut(families.load(base.path, dtype), settings.layers)
-    if recipe.train.row_length + recipe.canvas.length > bare.config.max_position_embeddings:
-        raise RequestError(
-            f"train.row_length and a canvas exceed the {bare.config.max_position_embeddings} positions of the base"
-        )
+    check_room(recipe, bare.config)
     model = adapters.attach(bare, settings)
     adapter = adapters.adapter_of(model).float()
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
+    if recipe.adapter.start is not None:
+        take_over(adapter, recipe.adapter.start)
+    if recipe.adapter.frozen:
+        adapter.slots.requires_grad_(False)
+        adapter.parts.requires_grad_(False)
     return model.to(device)
+
+
+def take_over(adapter: adapters.Adapter, name: str) -> None:
+    """The numbers of a trained adapter (a run, a folder or a model's name), and of its heads if they are of the same
+    make. Raises RequestError when its sizes or conventions aren't the recipe's."""
+    folder = find(name).path
+    if not (folder / ADAPTER_CONFIG).exists():
+        raise RequestError(f"adapter.start: {folder} is no adapter")
+    theirs, ours = AdapterConfig.read(folder), adapter.settings
+    heads = (theirs.markov_rank, theirs.confidence) == (ours.markov_rank, ours.confidence)
+    for f in dataclasses.fields(ours):
+        has, due = getattr(theirs, f.name), getattr(ours, f.name)
+        if has != due and f.name not in ("markov_rank", "confidence"):
+            raise RequestError(
+                f"adapter.start: {folder} doesn't fit the recipe: its {f.name} is {has}, the recipe's {due}"
+            )
+    adapters.read_into(adapter, folder / ADAPTER_WEIGHTS, heads)
+
+
+def check_room(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
+    """Raises RequestError for rows longer than the base's context."""
+    if recipe.train.row_length + recipe.canvas.length > base.max_position_embeddings:
+        raise RequestError(
+            f"train.row_length and a canvas exceed the {base.max_position_embeddings} positions of the base"
+        )
 
 
 def find_base(recipe: AdaptRecipe) -> ModelFolder:

@@ -25,6 +25,7 @@ from redraft.denoiser import checkpoint
 from redraft.denoiser.transformer import Denoiser
 from redraft.errors import RedraftError, RequestError
 from redraft.hub.runs import complete
+from redraft.training import sharding
 from redraft.training.optim import Ema
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -60,7 +61,7 @@ def save(state: TrainingState[Denoiser], folder: Path, data: Path, recipe: dict[
         checkpoint.save_weights(part / checkpoint.WEIGHTS, averaged)
         checkpoint.write_atomically(part / "config.json", state.model.config.to_json().encode())
         copy_tokenizer(data, part)
-        write_state(state, checkpoint.state_dict(state.model), part, recipe)
+        write_state(state, checkpoint.state_dict(state.model), moments(state), part, recipe)
 
     return write_step(folder, state.step, keep, fill)
 
@@ -99,19 +100,29 @@ def copy_tokenizer(data: Path, folder: Path) -> None:
             shutil.copyfile(data / name, folder / name)
 
 
+def moments(state: TrainingState[Any]) -> dict[str, torch.Tensor]:
+    """What the optimizers remember, by number, parameter and name. Of shares all processes must ask for it."""
+    return sharding.gathered(
+        {
+            f"{i}/{name}/{key}": value
+            for i, optimizer in enumerate(state.optimizers)
+            for name, p in names(state.model, optimizer)
+            for key, value in optimizer.state[p].items()
+        }
+    )
+
+
 def write_state(
-    state: TrainingState[Any], weights: dict[str, torch.Tensor], folder: Path, recipe: dict[str, Any]
+    state: TrainingState[Any],
+    weights: dict[str, torch.Tensor],
+    optimizer: dict[str, torch.Tensor],
+    folder: Path,
+    recipe: dict[str, Any],
 ) -> None:
-    """What a resumed run needs, into the checkpoint's folder."""
+    """What a resumed run needs, into the checkpoint's folder. optimizer: of `moments`."""
     inner = folder / STATE
     checkpoint.save_weights(inner / "weights.safetensors", weights)
-    tensors = {
-        f"{i}/{name}/{key}": value
-        for i, optimizer in enumerate(state.optimizers)
-        for name, p in names(state.model, optimizer)
-        for key, value in optimizer.state[p].items()
-    }
-    checkpoint.save_weights(inner / "optimizer.safetensors", tensors)
+    checkpoint.save_weights(inner / "optimizer.safetensors", optimizer)
     about = {
         "step": state.step,
         "seconds": state.seconds,
@@ -158,7 +169,7 @@ class Stored:
                 prefix = f"{i}/{name}/"
                 held = {k.removeprefix(prefix): v for k, v in self.optimizer.items() if k.startswith(prefix)}
                 # Fused AdamW wants its step counter where the parameter lives.
-                optimizer.state[p] = {k: v.to(device) for k, v in held.items()}
+                optimizer.state[p] = {k: sharding.placed(p, v.to(device)) for k, v in held.items()}
         state.step, state.seconds, state.ema.updates = self.step, self.seconds, self.updates
 
 

@@ -10,28 +10,46 @@ from redraft.denoiser.transformer import Denoiser
 
 FORMULA = (
     "MFU = (2 P clean + (4 P + 6 A) canvas + 2 H taught + 4 H supervised) / seconds / peak, "
-    "P weights of the layers, A of the adapter, H of the head; attention's own products are not counted"
+    "P weights of the layers, A of the adapter, H of the head; attention's own products are not counted; of canvas "
+    "rows 2 P + 2 A where the adapter is frozen"
+)
+FORMULA_OF_ALL = (
+    "MFU = (6 (P + H) clean + 6 P canvas + 2 H taught + 6 H supervised) / seconds / peak, "
+    "P weights of the layers, H of the head; attention's own products are not counted"
 )
 
 
 @dataclass(frozen=True)
 class Work:
-    """Weights that a row is multiplied by: layers, adapter, head. A frozen weight costs 2 forward and 2 for its input's
-    gradient; one that learns 2 more."""
+    """Weights that a row is multiplied by: layers, adapter (None: all weights learn), head. A frozen weight costs 2
+    forward and 2 for its input's gradient; one that learns 2 more. frozen: only heads behind the adapter learn, which
+    count for nothing."""
 
     layers: int
-    adapter: int
+    adapter: int | None
     head: int
+    frozen: bool = False
 
     @classmethod
-    def of(cls, model: Denoiser) -> Work:
-        parts = adapter_of(model).parts.values()
-        lora = sum(p.lora_A.numel() + p.lora_B.numel() for p in parts if isinstance(p, LoRA))
-        return cls(_layer_weights(model.config), lora, model.config.hidden_size * model.config.vocab_size)
+    def of(cls, model: Denoiser, frozen: bool = False) -> Work:
+        lora = None
+        if model.adapter is not None:
+            parts = adapter_of(model).parts.values()
+            lora = sum(p.lora_A.numel() + p.lora_B.numel() for p in parts if isinstance(p, LoRA))
+        head = model.config.hidden_size * model.config.vocab_size
+        return cls(_layer_weights(model.config), lora, head, frozen)
+
+    @property
+    def formula(self) -> str:
+        return FORMULA_OF_ALL if self.adapter is None else FORMULA
 
     def flops(self, clean: float, canvas: float, taught: float, supervised: float) -> float:
         """Of so many rows: clean ones, canvas ones, and those whose logits the AR self and the canvas give."""
-        rows = 2 * self.layers * clean + (4 * self.layers + 6 * self.adapter) * canvas
+        if self.adapter is None:
+            layers, head = 6 * self.layers * (clean + canvas), 6 * self.head * (clean + supervised)
+            return layers + head + 2 * self.head * taught
+        through = 2 * (self.layers + self.adapter) if self.frozen else 4 * self.layers + 6 * self.adapter
+        rows = 2 * self.layers * clean + through * canvas
         return rows + 2 * self.head * taught + 4 * self.head * supervised
 
 

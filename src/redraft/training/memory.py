@@ -1,4 +1,4 @@
-"""Keeps freed memory for the next step, on a CPU.
+"""Keeps freed memory for the next step, on a CPU; tells a want of memory from other failures.
 
 glibc gives every large block back to the system and asks for it anew, so that each step of training faults in
 gigabytes of zeroed pages: half of the time of a step here. With these thresholds freed blocks stay in the process.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST = (1 << 31) - 1
@@ -27,3 +29,8 @@ def keep_freed_memory() -> bool:
         mallopt(M_TOP_PAD, 1 << 28),
     ]
     return all(set_)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for want of memory: of a GPU's it has a class of errors, of a CPU's only words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)

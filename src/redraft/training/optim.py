@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from redraft.denoiser.transformer import Denoiser
 from redraft.training.recipe import Optimizer as Settings
@@ -112,4 +113,10 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))  # short runs forget their start
         own = model.state_dict()
-        torch._foreach_lerp_(list(self.shadow.values()), [own[k] for k in self.shadow], 1 - decay)
+        averages, weights = zip(*((local(v), local(own[k])) for k, v in self.shadow.items()), strict=True)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Of a tensor that is shared out this process's part, which is no copy."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

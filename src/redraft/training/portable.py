@@ -1,8 +1,8 @@
 """A checkpoint small enough to be carried to another machine between two slices of a run.
 
 It has a checkpoint's layout, so that a run resumes from a copy of it; but numbers are bfloat16, there is no average
-(one begins anew), and no file is larger than LIMIT. Six bytes a weight of the adapter: the weight and AdamW's two
-moments.
+(one begins anew), and the optimizer's files are no larger than LIMIT, nor is an adapter of the usual size. Six bytes a
+weight that learns: the weight and AdamW's two moments.
 """
 
 from __future__ import annotations
@@ -11,32 +11,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from redraft.denoiser import adapters, checkpoint
-from redraft.denoiser.adapters import Adapter
-from redraft.denoiser.config import DenoiserConfig
-from redraft.training import checkpoints
-from redraft.training.checkpoints import STATE, TrainingState, names
+from redraft.denoiser import checkpoint
+from redraft.training.checkpoints import STATE, TrainingState
 
 LIMIT = 16 << 20
 FOLDER = "portable"
 
 
 def fill(
-    state: TrainingState[Adapter], config: DenoiserConfig, data: Path, recipe: dict[str, Any], folder: Path
+    state: TrainingState[Any], optimizer: dict[str, Tensor], recipe: dict[str, Any], folder: Path
 ) -> None:
-    """Writes into `folder`, which holds an empty folder STATE: the weights being trained, in the average's place."""
-    adapters.save(state.model, config, folder, torch.bfloat16)
-    checkpoints.copy_tokenizer(data, folder)
+    """Writes the state into `folder`, whose weights are those being trained, in the average's place; it holds an empty
+    folder STATE. optimizer: of checkpoints.moments."""
     inner = folder / STATE
-    tensors: dict[str, Tensor] = {}
-    for i, optimizer in enumerate(state.optimizers):
-        for name, p in names(state.model, optimizer):
-            for key, value in optimizer.state[p].items():
-                # A step counter stays exact.
-                tensors[f"{i}/{name}/{key}"] = value.bfloat16() if value.dim() else value
+    # A step counter stays exact.
+    tensors = {name: value.bfloat16() if value.dim() else value for name, value in optimizer.items()}
     for number, part in enumerate(portions(tensors)):
         checkpoint.save_weights(inner / f"optimizer-{number:03d}.safetensors", part)
     about = {"step": state.step, "seconds": state.seconds, "ema_updates": 0, "portable": True}

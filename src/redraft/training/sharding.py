@@ -1,8 +1,9 @@
 """What lets a base train that is large for its device: shares of it on each process (FSDP2), and layers run twice.
 
-Only the frozen base is shared out, layer by layer: a layer is gathered when rows come to it and freed behind them, on
-the way back again. The adapter is small and whole on every process, its gradients are summed in one message (see
-World.add_gradients), so that a checkpoint is one process's file, whoever trained it.
+Only layers are shared out: a layer is gathered when rows come to it and freed behind them, on the way back again. The
+rest is whole on every process, as an adapter is, and its gradients are summed in one message (see World.add_gradients).
+Where layers learn, their gradients, moments and averages are shared out too; `gathered` makes them whole for a
+checkpoint, which is one process's file, whoever trained it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from redraft.denoiser.adapters import adapter_of
@@ -47,12 +48,46 @@ def whole(model: Denoiser) -> Iterator[None]:
             layer.set_reshard_after_forward(True)
 
 
+def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with those that are shared out made whole. All processes must ask for it."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+
+def placed(like: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor as a share, if `like` is one of the same shape."""
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(value, like.device_mesh, like.placements)
+    return value
+
+
+def add_gradients(world: World, parameters: list[nn.Parameter]) -> None:
+    """Sums gradients over processes, of shares too, whose mean has been taken already."""
+    shares = [p for p in parameters if isinstance(p, DTensor)]
+    for p in shares:
+        if p.grad is not None:
+            p.grad.mul_(world.size)
+    own = {id(p) for p in shares}
+    world.add_gradients([p for p in parameters if id(p) not in own])
+
+
+def clip(parameters: list[nn.Parameter], limit: float) -> float:
+    """torch.nn.utils.clip_grad_norm_ for parameters of which some are shares: the norm of the whole gradient."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not any(isinstance(g, DTensor) for g in grads):
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    squares = gathered({str(i): g.square().sum() for i, g in enumerate(grads)})
+    norm = float(sum(float(s) for s in squares.values())) ** 0.5
+    for g in grads:
+        g.mul_(min(1.0, limit / (norm + 1e-6)))
+    return norm
+
+
 def recompute(model: Denoiser) -> None:
     """Keeps a layer's input alone for the gradient and runs the layer again on the way back (Chen et al., 2016).
 
-    By then the adapter's gate has moved on: it is set again to what it was.
+    By then an adapter's gate has moved on: it is set again to what it was.
     """
-    adapter = adapter_of(model)
+    adapter = None if model.adapter is None else adapter_of(model)
 
     def twice(layer: nn.Module) -> Any:
         once = layer.forward
@@ -60,6 +95,8 @@ def recompute(model: Denoiser) -> None:
         def forward(*given: Any) -> Any:
             if not torch.is_grad_enabled():
                 return once(*given)
+            if adapter is None:
+                return checkpoint(once, *given, use_reentrant=False)
             rows, locked = adapter.gate.rows, adapter.gate.locked
             return checkpoint(
                 once,

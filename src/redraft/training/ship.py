@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from redraft.denoiser import checkpoint
+from redraft.denoiser import adapters, checkpoint
+from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, AdapterConfig
+from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
-from redraft.files import seal, write_atomically
+from redraft.errors import RequestError
+from redraft.files import MANIFEST, seal, sha256, write_atomically
+from redraft.hub.catalogue import BASES, PINNED
 from redraft.hub.runs import newest
 from redraft.training.checkpoints import TOKENIZER_FILES
+from redraft.training.data import make_folder
+
+LARGEST = 16 << 20  # bytes of an adapter that a repository carries
 
 
 def average(model: Denoiser, other: Denoiser, share: float) -> Denoiser:
@@ -57,3 +65,38 @@ def ship(
     write_atomically(folder / "generation_config.json", (json.dumps(generation, indent=2) + "\n").encode())
     seal(folder)
     return folder
+
+
+def ship_adapter(run: str | Path, out: str | Path, generation: dict[str, Any]) -> Path:
+    """Writes an adapter in bfloat16, its configs, generation_config.json and manifest.json into `out`; its tokenizer is
+    the base's.
+
+    run: an adaptation's folder (its last complete checkpoint is taken) or an adapter's. generation: as in `ship`;
+    canvas_length and draft_length are the adapter's own unless given. A model card that lies in `out` stays. Raises
+    RequestError for what is no adapter, or one of more than LARGEST bytes or on a base that has no name.
+    """
+    source, folder = newest(run), Path(out)
+    settings = AdapterConfig.read(source)
+    if settings.base not in BASES or settings.layers is not None:
+        raise RequestError(f"{source} goes on {settings.base}, no whole base that others can fetch by name")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(source / ADAPTER_WEIGHTS).items()}
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    if size > LARGEST:
+        raise RequestError(
+            f"the adapter takes {size / 2**20:.1f} MiB, more than the {LARGEST >> 20} that are carried"
+        )
+    make_folder(folder)
+    adapters.write(tensors, settings, DenoiserConfig.load(source), folder)
+    own = {"canvas_length": settings.canvas_length, "draft_length": settings.canvas_length}
+    write_atomically(
+        folder / "generation_config.json", (json.dumps(own | generation, indent=2) + "\n").encode()
+    )
+    seal(folder)
+    return folder
+
+
+def pin(folder: Path, catalogue: Path = PINNED) -> None:
+    """Enters a shipped adapter, as it is now, into the catalogue of those that are fetched by name."""
+    raw = json.loads(catalogue.read_text(encoding="utf-8"))
+    raw[folder.name] = {"base": AdapterConfig.read(folder).base, "manifest": sha256(folder / MANIFEST)}
+    write_atomically(catalogue, (json.dumps(raw, indent=2) + "\n").encode())

@@ -18,6 +18,9 @@ from redraft.engine.backends.onnx_gated import adapter_weights
 from redraft.engine.backends.onnx_graph import Precision, build_graph
 from redraft.errors import RequestError
 from redraft.hub.store import base_of
+from redraft.sampling.heads import DraftHeads
+
+HEAD, HEADS = "lm_head.weight", "heads."
 
 
 class AdaptedOnnxBackend:
@@ -66,6 +69,10 @@ class AdaptedOnnxBackend:
             if weight.name in own and own[weight.name].shape != weight.shape:
                 shapes = f"{list(own[weight.name].shape)} where {list(weight.shape)} is wanted"
                 raise RequestError(f"{source} doesn't fit its base: {weight.name} is {shapes}")
-        return OnnxBackend(
+        made = OnnxBackend(
             config, base, precision, threads, spinning, source=source, adapter=own, rank=settings.rank
         )
+        heads = {n.removeprefix(HEADS): adapter[n] for n in adapter if n.startswith(HEADS)}
+        output = base[HEAD] if any(settings.heads) and HEAD in base else made.embeddings
+        made.heads = DraftHeads.of(heads, made.embeddings, output, *settings.heads, source)
+        return made

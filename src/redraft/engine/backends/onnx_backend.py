@@ -28,6 +28,7 @@ from redraft.engine.backends.onnx_runner import Runner
 from redraft.engine.backends.onnx_session import Kind, Sessions
 from redraft.engine.backends.onnx_weights import prepare
 from redraft.errors import RedraftError, RequestError
+from redraft.sampling.heads import DraftHeads
 
 # Below this many weights in the linear layers the extra nodes of int8 cost more than its arithmetic saves. At 3.5
 # million int8 took 0.7 to 0.8 of fp32's time, at 135 million 0.4 (benchmarks/backends.py, AVX-512 VNNI).
@@ -41,6 +42,9 @@ FEW_LANES = (
 # More requests than that are parted into so many groups by length, in models with up to so many weights: another graph
 # packs them anew, and beside a large model's weights the lanes' keys and values count for little.
 GROUPS, PARTED_UP_TO = 2, 30_000_000
+# An adapted model's calls without a canvas, in a row, from which the base's graph is worth a session: prompts and the
+# ends of answers come alone, the steps of decode ar do not.
+BASE_ALONE_FROM = 4
 LONGEST_ENCODE = 256  # rows of a prompt in one call: bounds the scores' memory, heads * rows * length
 # Requests share a run when the widest brings at most SHORT rows or ALIKE times those of the narrowest.
 SHORT, ALIKE = 32, 4
@@ -64,7 +68,10 @@ def choose_precision(config: DenoiserConfig) -> Precision:
     """
     if linear_weights(config) < INT8_PAYS_FROM:
         return "fp32"
-    return "int8" if config.canvas_rows_marked else "mixed"
+    own = (
+        config.canvas_rows_marked and not config.shift
+    )  # a shift is what an AR base leaves to a model made of it
+    return "int8" if own else "mixed"
 
 
 def physical_cores() -> int:
@@ -90,6 +97,8 @@ class OnnxBackend:
     gives up that verified equals ar.
     """
 
+    heads: DraftHeads | None = None
+
     def __init__(
         self,
         config: DenoiserConfig,
@@ -104,7 +113,8 @@ class OnnxBackend:
         rank: int = 0,
     ) -> None:
         """tensors: float32, named as in the checkpoint. largest: of the integers of 8-bit weights; 0 for what this
-        processor can take. adapter: what a gated one of that rank brings (onnx_gated.adapter_weights). Raises RequestError when the tensors don't fit the config."""
+        processor can take. adapter: what a gated one of that rank brings (onnx_gated.adapter_weights). Raises
+        RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
         self.config, self.precision = config, precision
@@ -121,9 +131,20 @@ class OnnxBackend:
         self._lock = threading.Lock()
         self._sessions = Sessions(self._graph, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
+<<<<<<< HEAD
         self._runners: dict[tuple[Kind, int], Runner] = {}
         self._crews = self.threads
         self._runner(1)  # what is wrong with the weights shows now
+=======
+        self._runners: dict[Kind, Runner] = {}
+        self._canvasless = 0  # calls without a canvas since the last that had one
+        self._runner(1, gated=bool(rank))  # what is wrong with the weights shows now
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """float32 [V, hidden], of the base where there's an adapter."""
+        return self._weights["model.embed_tokens.weight"]
+>>>>>>> main
 
     def _graph(self, groups: int, gated: bool = False) -> Graph:
         """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
@@ -236,6 +257,7 @@ class OnnxBackend:
         well."""
         contexts = [_own(p.context) for p in passes]
         needed = [c.length + count for c, count in zip(contexts, rows, strict=True)]
+<<<<<<< HEAD
         if len(passes) == 1 or self._crews == 1 or (sum(rows) <= self._few_rows and len(rows) <= FEW_LANES):
             crews = [list(range(len(passes)))]
         else:
@@ -258,6 +280,23 @@ class OnnxBackend:
         for crew, runner in zip(crews, runners, strict=True):
             results.update(zip(crew, runner.collect(), strict=True))
         return [results[i] for i in range(len(passes))]
+=======
+        views = gather(self.config, contexts, needed, self._groups if len(passes) > FEW_LANES else 1)
+        lanes = sum(view.lanes for view in views)
+        runner = self._runner(sum(rows), lanes, len(views), self._gated(passes))
+        return runner.run(passes, contexts, views)
+>>>>>>> main
+
+    def _gated(self, passes: Sequence[Pass]) -> bool:
+        """Whether a call runs with the adapter's nodes, as one with a canvas must. Without them the same bits come out
+        sooner, but on a session that packs the weights anew: it is made when calls without a canvas keep coming."""
+        if not self._rank:
+            return False
+        if any(p.canvas is not None for p in passes):
+            self._canvasless = 0
+            return True
+        self._canvasless += 1
+        return self._canvasless < BASE_ALONE_FROM and not self._sessions.has(gated=False)
 
     @cached_property
     def exact_rows(self) -> int:

@@ -34,6 +34,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 from redraft.engine.backends.onnx_gated import Gate
+from redraft.engine.backends.onnx_inputs import cache, cache_names, inputs, of_group
 
 Precision = Literal["fp32", "mixed", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "mixed", "int8")
@@ -342,61 +343,6 @@ def _network(w: GraphWriter, config: DenoiserConfig) -> None:
     _head(w, config, normed)
 
 
-def of_group(name: str, group: int) -> str:
-    """The name of an input that each group of lanes has."""
-    return f"{name}.{group}" if group else name
-
-
-def _inputs(config: DenoiserConfig, groups: int, gated: bool) -> dict[str, tuple[str, list[int | str]]]:
-    """Type and shape of each, by name."""
-    real, whole, half = "float32", "int64", config.rotary_dim // 2
-    out: dict[str, tuple[str, list[int | str]]] = {
-        "tokens": (whole, [1, "N"]),
-        "turn": (whole, [1, "N"]),
-        "cos": (real, ["N", half]),
-        "sin": (real, ["N", half]),
-        "wanted": (whole, ["R"]),
-    }
-    if groups > 1:
-        out["sizes"] = whole, [groups]
-    if gated:
-        out |= {"canvas": (whole, [1, "A", 2]), "wanted_canvas": (whole, [1, "W", 2])}
-    if config.canvas_rows_marked or config.self_conditioning or gated:
-        out["role"] = whole, [1, "N"]
-    if config.self_conditioning:
-        out |= {"expected": (real, ["E", config.vocab_size]), "expected_row": (whole, [1, "N"])}
-    for g in range(groups):
-        n, b, t, s, r = _sizes(groups, g)
-        own: dict[str, tuple[str, list[int | str]]] = {
-            "slot": (whole, [1, n, 2]),
-            "grid": (whole, [b, t, 2]),
-            "mask": (real, [b, 1, t, s]),
-            "place": (whole, [1, n, 2]),
-            "wanted_place": (whole, [1, r, 2]),
-        }
-        if config.num_hidden_layers == 1:
-            del own["place"]
-        out |= {of_group(name, g): kind for name, kind in own.items()}
-        out |= dict.fromkeys(cache_names(config, g), _cache(config, groups, g))
-    return out
-
-
-def _sizes(groups: int, group: int) -> list[str]:
-    """Names of a group's sizes: rows, lanes, columns, slots of the cache, wanted rows."""
-    return list("NBTSR") if groups == 1 else [f"{size}{group}" for size in "NBTSR"]
-
-
-def _cache(config: DenoiserConfig, groups: int, group: int) -> tuple[str, list[int | str]]:
-    _, lanes, _, slots, _ = _sizes(groups, group)
-    return "float32", [lanes, slots, config.num_key_value_heads * config.head_dim]
-
-
-def cache_names(config: DenoiserConfig, group: int = 0) -> list[str]:
-    """The graph's cache inputs in order: key.0, value.0, key.1, …; the outputs add ".next"."""
-    names = [f"{kind}.{i}" for i in range(config.num_hidden_layers) for kind in ("key", "value")]
-    return [of_group(name, group) for name in names]
-
-
 def build_graph(
     config: DenoiserConfig,
     precision: Precision = "fp32",
@@ -405,15 +351,14 @@ def build_graph(
     rank: int = 0,
 ) -> Graph:
     """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
-    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. rank: of a gated
-    adapter on the canvas rows, of which each run then has at least one, also among those wanted (see onnx_gated); 0:
-    without."""
-    w = GraphWriter(precision, groups, Gate(rank) if rank else None)
+    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. rank: of
+    a gated adapter on the canvas rows (see onnx_gated); 0: without."""
+    w = GraphWriter(precision, groups, Gate(rank, config) if rank else None)
     _network(w, config)
-    inputs = _inputs(config, groups, gated=bool(rank))
+    read = inputs(config, groups, gated=bool(rank))
     outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
     for g in range(groups):
-        outputs |= {f"{name}.next": _cache(config, groups, g) for name in cache_names(config, g)}
+        outputs |= {f"{name}.next": cache(config, groups, g) for name in cache_names(config, g)}
     weights = list(w.weights.values())
     absent = {"location": "weights"}
     data = proto.model(
@@ -425,9 +370,9 @@ def build_graph(
             ),
             *w.constants.values(),
         ],
-        [proto.value(name, *kind) for name, kind in inputs.items()],
+        [proto.value(name, *kind) for name, kind in read.items()],
         [proto.value(name, *kind) for name, kind in outputs.items()],
         {"": OPSET, "com.microsoft": 1},
         IR_VERSION,
     )
-    return Graph(data, weights, frozenset(inputs))
+    return Graph(data, weights, frozenset(read))

@@ -23,8 +23,8 @@ NO_ROWS = np.empty(0, np.int64)
 
 
 class Share(NamedTuple):
-    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots. branches: as in
-    Pass, () for one canvas behind all clean rows."""
+    """One request's rows in a call: `encode` clean rows after `length` cached ones, then `canvas` slots. branches: as
+    in Pass, () for one canvas behind all clean rows."""
 
     lane: int
     encode: int
@@ -156,8 +156,8 @@ class Wanted:
 
     canvas: row of each wanted slot, None without a canvas. With a shift slot j is predicted by the row before it:
     slot 0 by the last clean row, if this pass has it, else by what its context remembers (`remembered` marks those
-    slots, whose row here only stands in). more: rows behind these that nobody is told about. last: where among all of
-    these the last clean row is, for the context to remember, or None.
+    slots, whose row here only stands in). more: the last clean row, if the context is to remember it and nobody else
+    asks for it. last: where among all of these it is, None if it need not be remembered.
     """
 
     encode: np.ndarray
@@ -171,8 +171,8 @@ class Wanted:
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [NO_ROWS])
 
 
-def wanted_rows(p: Pass, shift: bool, gated: bool = False) -> Wanted:
-    """What a pass asks for. gated: at least one row of its canvas, if it has one."""
+def wanted_rows(p: Pass, shift: bool) -> Wanted:
+    """What a pass asks for."""
     encoded = len(p.encode)
     encode, more, last = NO_ROWS, NO_ROWS, None
     if encoded and p.encode_logits != "none":
@@ -186,11 +186,9 @@ def wanted_rows(p: Pass, shift: bool, gated: bool = False) -> Wanted:
             canvas = p.before(slots)
             remembered = (canvas < 0) & (p.context.length > 0)
             canvas = np.maximum(canvas, 0)
-        if gated and not (canvas >= encoded).any():
-            more = np.array([encoded])
     if shift and encoded and last is None:
-        last = len(encode) + (0 if canvas is None else len(canvas)) + len(more)
-        more = np.append(more, encoded - 1)
+        last = len(encode) + (0 if canvas is None else len(canvas))
+        more = np.array([encoded - 1])
     return Wanted(encode, canvas, remembered, more, last)
 
 

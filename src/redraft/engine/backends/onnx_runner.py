@@ -11,7 +11,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext
-from redraft.engine.backends.onnx_graph import cache_names, of_group
+from redraft.engine.backends.onnx_inputs import cache_names, of_group
 from redraft.engine.backends.onnx_rows import (
     Frame,
     RotaryTable,
@@ -168,7 +168,7 @@ class Runner:
         if None not in key and self._wanted_key == key:
             return
         self._wanted_key = None
-        self._wanted = [wanted_rows(p, self.config.shift, self.gated) for p in passes]
+        self._wanted = [wanted_rows(p, self.config.shift) for p in passes]
         own = [w.rows() for w in self._wanted]
         self._counts = [len(rows) for rows in own]
         if not max(self._counts):

@@ -88,6 +88,10 @@ class Sessions:
         self._graph, self._weights, self._spinning = graph, weights, spinning
         self._made: dict[Kind, Any] = {}
 
+    def has(self, gated: bool) -> bool:
+        """Whether one with the adapter's nodes, or without, has been made."""
+        return any(kind.gated == gated for kind in self._made)
+
     def on(self, kind: Kind) -> Any:
         if kind not in self._made:
             graph = self._graph(kind.groups, kind.gated)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redraft.denoiser.adapters import canvas_rows
+from redraft.denoiser.adapters import adapter_of, canvas_rows
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
 from redraft.denoiser.transformer import Denoiser, Layer, Visibility, rotary_angles
 from redraft.engine.backend import Backend, Context, Pass, PassResult, check_room
 from redraft.errors import RedraftError
 from redraft.hub.store import base_of
+from redraft.sampling.heads import DraftHeads
 
 KEY_BLOCK = 128
 ROW_MULTIPLE = 4
@@ -224,6 +226,23 @@ class TorchBackend:
     def unpadded(self) -> TorchBackend:
         """The same network with row_multiple=1, for AR's fastest loop."""
         return self if self.row_multiple == 1 else TorchBackend(self.model, row_multiple=1)
+
+    @cached_property
+    def heads(self) -> DraftHeads | None:
+        """Those of the model's adapter, as numpy has them."""
+        if self.model.adapter is None:
+            return None
+
+        def array(tensor: Tensor) -> np.ndarray:
+            return tensor.detach().float().cpu().numpy()
+
+        adapter, table = adapter_of(self.model), self.model.model.embed_tokens.weight
+        own = {name: array(p) for name, p in adapter.heads.named_parameters()}
+        if not own:
+            return None
+        embedding, tied = array(table), self.model.lm_head.weight is table
+        output = embedding if tied else array(self.model.lm_head.weight)
+        return DraftHeads.of(own, embedding, output, *adapter.settings.heads, "the adapter")
 
     def new_context(self, capacity: int) -> TorchContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when needed."""

@@ -17,6 +17,7 @@ from redraft.engine.request import Request
 from redraft.errors import RedraftError
 from redraft.sampling import Canvas, SamplerSettings
 from redraft.sampling.grammar import permitted
+from redraft.sampling.heads import DraftHeads
 
 PREFILL_CHUNK = (
     512  # prompt tokens of one request in one evaluation, so that a long prompt doesn't hold up the others
@@ -29,15 +30,20 @@ class Writer(ABC):
     """One answer being written. The engine alternates `plan` and `absorb` until `done`.
 
     text: prompt and output so far; the context holds its first `context.length` tokens. nfe: evaluations
-    after the prompt's own.
+    after the prompt's own. heads: the backend's, for canvases that draft.
     """
 
     encode_prompt: Literal["none", "last"] = "none"
 
     def __init__(
-        self, request: Request, config: DenoiserConfig, context: Context, token_bytes: TokenBytes
+        self,
+        request: Request,
+        config: DenoiserConfig,
+        context: Context,
+        token_bytes: TokenBytes,
+        heads: DraftHeads | None = None,
     ) -> None:
-        self.request, self.config = request, config
+        self.request, self.config, self.heads = request, config, heads
         self._context: Context | None = context
         self.vocabulary = request.vocabulary(config)
         self.limit = config.max_position_embeddings

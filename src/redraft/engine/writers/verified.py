@@ -5,7 +5,8 @@ would have chosen after each. What agrees is committed, then AR's own token at t
 pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
 proposal comes from a canvas denoised in the same pass: one behind all of this proposal, which stands only if all
 of it was right, and others behind its first tokens, one for each number of them that is likely to be accepted.
-(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.)
+(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.) A model with heads
+(sampling.heads) tells each slot the token drafted before it, and how likely its own is to be accepted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from redraft.engine.backend import Pass, PassResult
 from redraft.engine.events import Commit, Step
 from redraft.engine.writers.base import Event, Writer
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
+from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
+<<<<<<< HEAD
 READ_AT_ONCE = 5  # slots of a draft
+=======
+>>>>>>> main
 BEFORE = 4  # evaluations that an answer's pace is begun with
 
 
@@ -33,6 +38,7 @@ class Verified(Writer):
     _sure: tuple[
         float, ...
     ] = ()  # the chance that each token of the proposal is right if those before it are
+    _chances: np.ndarray  # of each slot of the canvas what the confidence head last said
     _drafts: dict[int, Canvas]  # canvases under way, by how many tokens of the proposal they stand behind
 
     @cached_property
@@ -85,7 +91,6 @@ class Verified(Writer):
 
     def _begin(self, room: int) -> dict[int, Canvas]:
         """Canvases behind the proposal's beginnings; none where there's no use or no room (rows) for one."""
-        most = len(self._proposal)
         left = self.output.rules.limit - len(self.output.tokens)
         longest = min(self.request.sampler.canvas_length, room, left)
         behind = [accepted for accepted in self._worth_drafting(longest) if accepted + 2 <= left]
@@ -128,12 +133,24 @@ class Verified(Writer):
 
     def _draft(self, canvas: Canvas, logits: np.ndarray) -> list[Event]:
         """A step of the canvas behind what has been accepted; once it is finished it makes the next proposal."""
+        tokens, chances = self._heed_heads(canvas, logits)
+        if self._at_once and tokens is not None and chances is not None:
+            shown = canvas.shown.copy()
+            shown[canvas.wanted] = tokens  # all that a reading would say
+            self._propose(shown, chances)
+            return []
         if self._at_once:
+<<<<<<< HEAD
             self._propose(_read_in_order(canvas, logits))
+=======
+            reading = read(canvas, logits)
+            self._propose(reading.choice, reading.probability if chances is None else chances)
+>>>>>>> main
             return []
         self.canvas = canvas = advance(canvas, logits)
         events: list[Event] = [self._draft_event(canvas)] if self.request.watched else []
         if canvas.finished:
+<<<<<<< HEAD
             self._propose(zip(canvas.shown[1:].tolist(), canvas.probability[1:].tolist(), strict=True))
         return events
 
@@ -142,6 +159,30 @@ class Verified(Writer):
         that AR chose meanwhile, up to an end of answer (there's nothing to encode behind it). In layout "auto" a
         token must be worth its row: all up to it are right with a chance, by the canvas's own probabilities, that
         makes up for row_cost.
+=======
+            self._propose(canvas.shown, canvas.probability if chances is None else chances)
+        return events
+
+    def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Corrects the logits in place. The tokens of the slots that were read, and the chances that drafts are
+        accepted, float32 [C]; each None without a head for it. In the place of the first slot stands the last token of
+        the text, which AR has chosen meanwhile."""
+        if self.heads is None:
+            return None, None
+        tokens, chances = draft(self.heads, canvas, logits, self.text[-1])
+        if chances is None:
+            return tokens, None
+        if canvas.step == 0:
+            self._chances = np.ones(len(canvas.tokens), np.float32)
+        self._chances[canvas.wanted] = chances
+        return tokens, self._chances
+
+    def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
+        """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
+        up to an end of answer (there's nothing to encode behind it). In layout "auto" a token must be worth its
+        row: all up to it are right with a chance that makes up for row_cost. sure: the chance of each if all before it
+        are right, by the confidence head or else the canvas's own probabilities.
+>>>>>>> main
         """
         self.canvas = None
         tokens: list[int] = []
@@ -150,14 +191,18 @@ class Verified(Writer):
             1.0,
             self.request.row_cost * self._pace if self.request.draft_layout == "auto" else 0.0,
         )
+<<<<<<< HEAD
         for token, sure in slots:
+=======
+        for token, own in zip(shown[1:].tolist(), sure[1:].tolist(), strict=True):
+>>>>>>> main
             if token in self._special:
                 continue
-            chance *= sure
+            chance *= own
             if token in self.vocabulary.eos_ids or chance < least:
                 break
             tokens.append(token)
-            chances.append(sure)
+            chances.append(own)
         self._proposal, self._sure = tuple(tokens), tuple(chances)
 
     def _worth_drafting(self, slots: int) -> list[int]:
