@@ -10,11 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
-<<<<<<< HEAD
 from redraft.errors import RequestError
-=======
 from redraft.sampling.heads import DraftHeads
->>>>>>> main
 
 
 class Context(Protocol):

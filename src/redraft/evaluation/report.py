@@ -107,7 +107,9 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
         tuned_costs = {"step_costs": _costs_here(model, data)}
         tune(folder, lambda raw: raw | tuned_costs)
         model = redraft.load(arguments.model, backend=arguments.backend)
-    for name in sorted(REPORTED, key=lambda name: name != "frontier"):  # the others run at the points it finds
+    for name in sorted(
+        REPORTED, key=lambda name: name != "frontier"
+    ):  # the others run at the points it finds
         if name not in wanted:
             continue
         say(f"bench {name}")

@@ -131,12 +131,8 @@ class OnnxBackend:
         self._lock = threading.Lock()
         self._sessions = Sessions(self._graph, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
-<<<<<<< HEAD
         self._runners: dict[tuple[Kind, int], Runner] = {}
         self._crews = self.threads
-        self._runner(1)  # what is wrong with the weights shows now
-=======
-        self._runners: dict[Kind, Runner] = {}
         self._canvasless = 0  # calls without a canvas since the last that had one
         self._runner(1, gated=bool(rank))  # what is wrong with the weights shows now
 
@@ -144,7 +140,6 @@ class OnnxBackend:
     def embeddings(self) -> np.ndarray:
         """float32 [V, hidden], of the base where there's an adapter."""
         return self._weights["model.embed_tokens.weight"]
->>>>>>> main
 
     def _graph(self, groups: int, gated: bool = False) -> Graph:
         """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
@@ -257,7 +252,7 @@ class OnnxBackend:
         well."""
         contexts = [_own(p.context) for p in passes]
         needed = [c.length + count for c, count in zip(contexts, rows, strict=True)]
-<<<<<<< HEAD
+        gated = self._gated(passes)
         if len(passes) == 1 or self._crews == 1 or (sum(rows) <= self._few_rows and len(rows) <= FEW_LANES):
             crews = [list(range(len(passes)))]
         else:
@@ -267,10 +262,8 @@ class OnnxBackend:
             own = [contexts[i] for i in crew]
             groups = self._groups if len(crew) > FEW_LANES else 1
             views = gather(self.config, own, [needed[i] for i in crew], groups)
-            its = [passes[i] for i in crew]
-            gated = bool(self._rank) and any(p.canvas is not None for p in its)
             runner = self._runner(sum(rows), len(views), gated, None if len(crews) == 1 else number)
-            runner.prepare(its, own, views)
+            runner.prepare([passes[i] for i in crew], own, views)
             runners.append(runner)
         if len(runners) == 1:
             runners[0].execute()
@@ -280,12 +273,6 @@ class OnnxBackend:
         for crew, runner in zip(crews, runners, strict=True):
             results.update(zip(crew, runner.collect(), strict=True))
         return [results[i] for i in range(len(passes))]
-=======
-        views = gather(self.config, contexts, needed, self._groups if len(passes) > FEW_LANES else 1)
-        lanes = sum(view.lanes for view in views)
-        runner = self._runner(sum(rows), lanes, len(views), self._gated(passes))
-        return runner.run(passes, contexts, views)
->>>>>>> main
 
     def _gated(self, passes: Sequence[Pass]) -> bool:
         """Whether a call runs with the adapter's nodes, as one with a canvas must. Without them the same bits come out

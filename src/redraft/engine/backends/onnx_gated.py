@@ -115,13 +115,7 @@ def adapter_weights(
                 stems = [f"{layer}.{block}.{part}" for part in PARTS.get(name, (name,))]
                 a = np.concatenate([adapter[f"{stem}.lora_A.weight"] for stem in stems])
                 out[f"{layer}.{block}.{name}.lora_A"] = a.T
-<<<<<<< HEAD
-                blocks = [adapter[f"{stem}.lora_B.weight"] for stem in stems]
-                if name == "qkv":
-                    blocks[0] = blocks[0] * query_scale(config)
-                out[f"{layer}.{block}.{name}.lora_B"] = np.float32(scale) * _in_blocks(blocks)
-=======
                 for stem in stems:
-                    out[f"{stem}.lora_B"] = np.float32(scale) * adapter[f"{stem}.lora_B.weight"].T
->>>>>>> main
+                    factor = scale * (query_scale(config) if stem.endswith(".q_proj") else 1.0)
+                    out[f"{stem}.lora_B"] = np.float32(factor) * adapter[f"{stem}.lora_B.weight"].T
     return {name: np.ascontiguousarray(array, np.float32) for name, array in out.items()}

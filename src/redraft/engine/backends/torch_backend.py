@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redraft.denoiser.adapters import adapter_of, canvas_rows
+from redraft.denoiser.adapters import canvas_rows
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
 from redraft.denoiser.transformer import Denoiser, Layer, Visibility, rotary_angles
 from redraft.engine.backend import Backend, Context, Pass, PassResult, check_room
+from redraft.engine.backends.torch_heads import heads_of
 from redraft.errors import RedraftError
 from redraft.hub.store import base_of
 from redraft.sampling.heads import DraftHeads
@@ -229,20 +230,7 @@ class TorchBackend:
 
     @cached_property
     def heads(self) -> DraftHeads | None:
-        """Those of the model's adapter, as numpy has them."""
-        if self.model.adapter is None:
-            return None
-
-        def array(tensor: Tensor) -> np.ndarray:
-            return tensor.detach().float().cpu().numpy()
-
-        adapter, table = adapter_of(self.model), self.model.model.embed_tokens.weight
-        own = {name: array(p) for name, p in adapter.heads.named_parameters()}
-        if not own:
-            return None
-        embedding, tied = array(table), self.model.lm_head.weight is table
-        output = embedding if tied else array(self.model.lm_head.weight)
-        return DraftHeads.of(own, embedding, output, *adapter.settings.heads, "the adapter")
+        return heads_of(self.model)
 
     def new_context(self, capacity: int) -> TorchContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when needed."""

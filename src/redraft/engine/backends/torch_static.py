@@ -16,7 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from redraft.denoiser.adapters import canvas_rows
 from redraft.denoiser.transformer import Denoiser, Layer, Visibility, rotary_angles
 from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.torch_graphs import CudaGraphs, Recorder, Recording
+from redraft.engine.backends.torch_heads import heads_of
 from redraft.engine.backends.torch_pool import SCRATCH, Pool, StaticContext
 from redraft.engine.backends.torch_shapes import Bucket, Fields, bucket_for, fill, rounds
 from redraft.errors import RedraftError
+from redraft.sampling.heads import DraftHeads
 
 NARROW = 32  # rows of a pass up to which it shares a recorded evaluation with others; wider ones are prompts
 MOST_ROWS = 8192  # rows of one unrecorded evaluation, which bounds its memory
@@ -93,6 +95,11 @@ class StaticTorchBackend:
         with torch.inference_mode():
             self._positions = torch.arange(self.config.max_position_embeddings, device=self.device)
             self._cos, self._sin = (t.to(self.dtype) for t in rotary_angles(self._positions, self.config))
+
+    @cached_property
+    def heads(self) -> DraftHeads | None:
+        """As of the plain backend."""
+        return heads_of(self.model)
 
     @property
     def recorded(self) -> list[Bucket]:

@@ -24,10 +24,7 @@ from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wa
 from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
-<<<<<<< HEAD
 READ_AT_ONCE = 5  # slots of a draft
-=======
->>>>>>> main
 BEFORE = 4  # evaluations that an answer's pace is begun with
 
 
@@ -137,30 +134,19 @@ class Verified(Writer):
         if self._at_once and tokens is not None and chances is not None:
             shown = canvas.shown.copy()
             shown[canvas.wanted] = tokens  # all that a reading would say
-            self._propose(shown, chances)
+            self._propose(zip(shown[1:].tolist(), chances[1:].tolist(), strict=True))
             return []
         if self._at_once:
-<<<<<<< HEAD
-            self._propose(_read_in_order(canvas, logits))
-=======
-            reading = read(canvas, logits)
-            self._propose(reading.choice, reading.probability if chances is None else chances)
->>>>>>> main
+            slots = _read_in_order(canvas, logits)
+            if chances is not None:
+                slots = ((token, own) for (token, _), own in zip(slots, chances[1:].tolist(), strict=True))
+            self._propose(slots)
             return []
         self.canvas = canvas = advance(canvas, logits)
         events: list[Event] = [self._draft_event(canvas)] if self.request.watched else []
         if canvas.finished:
-<<<<<<< HEAD
-            self._propose(zip(canvas.shown[1:].tolist(), canvas.probability[1:].tolist(), strict=True))
-        return events
-
-    def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
-        """The canvas's tokens, with their probabilities, after its first slot, whose place has gone to a token
-        that AR chose meanwhile, up to an end of answer (there's nothing to encode behind it). In layout "auto" a
-        token must be worth its row: all up to it are right with a chance, by the canvas's own probabilities, that
-        makes up for row_cost.
-=======
-            self._propose(canvas.shown, canvas.probability if chances is None else chances)
+            sure = canvas.probability if chances is None else chances
+            self._propose(zip(canvas.shown[1:].tolist(), sure[1:].tolist(), strict=True))
         return events
 
     def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -177,12 +163,11 @@ class Verified(Writer):
         self._chances[canvas.wanted] = chances
         return tokens, self._chances
 
-    def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
+    def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
         up to an end of answer (there's nothing to encode behind it). In layout "auto" a token must be worth its
-        row: all up to it are right with a chance that makes up for row_cost. sure: the chance of each if all before it
-        are right, by the confidence head or else the canvas's own probabilities.
->>>>>>> main
+        row: all up to it are right with a chance that makes up for row_cost. With each token comes its chance if all
+        before it are right, by the confidence head or else the canvas's own probabilities.
         """
         self.canvas = None
         tokens: list[int] = []
@@ -191,11 +176,7 @@ class Verified(Writer):
             1.0,
             self.request.row_cost * self._pace if self.request.draft_layout == "auto" else 0.0,
         )
-<<<<<<< HEAD
-        for token, sure in slots:
-=======
-        for token, own in zip(shown[1:].tolist(), sure[1:].tolist(), strict=True):
->>>>>>> main
+        for token, own in slots:
             if token in self._special:
                 continue
             chance *= own
