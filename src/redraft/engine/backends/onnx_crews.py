@@ -35,9 +35,14 @@ class Workers:
         all have come to their end."""
         for queue, job in zip(self._jobs, jobs[1:], strict=False):
             queue.put(job)
-        outcomes = [_outcome(jobs[0])]
-        outcomes += [self._done.get() for _ in jobs[1:]]
-        for failed in outcomes:
+        outcomes: list[Outcome] = [_outcome(jobs[0])]
+        interrupted: Outcome = None
+        while len(outcomes) < len(jobs):
+            try:
+                outcomes.append(self._done.get())
+            except KeyboardInterrupt as error:  # the others still write where their contexts lie
+                interrupted = error
+        for failed in (interrupted, *outcomes):
             if failed is not None:
                 raise failed
 
