@@ -217,7 +217,7 @@ def lines(told: dict[str, Any]) -> list[str]:
         )
     out.append("bound: TPF ÷ (canvas step ÷ AR step), by the network's time alone")
     same = told["same_as_ar"]
-    padding = "unpadded" if told["ar_unpadded"] else "as it runs everywhere"
+    padding = "unpadded, which rounds otherwise" if told["ar_unpadded"] else "as it runs everywhere"
     out.append(f"AR loop: {padding}; verified gave its token ids on {100 * same:.0f} % of prompts")
     if told["costs"]:
         parts = ", ".join(f"{n.replace('_', ' ')} {v:.2f}" for n, v in told["costs"]["over_ar"].items())

@@ -7,8 +7,8 @@ picked out by index, and what the adapter makes of them is put back in their pla
     wanted_canvas int64 [1, W, 2]    the same in the list of wanted rows, which is what is left near the end
 
 A clean row meets no number of the adapter, not even times 0. Layers that the graph joins (q, k and v; gate and up)
-share one product with all their A below one another. What these sums cost is mostly the reading of A and B: 20 MB in
-float32 at rank 16 beside 135M weights, so that B is not padded to blocks, and A has 8 bits where the base has.
+share one product with all their A below one another. What these sums cost is in good part the reading of A and B, 20 MB
+at rank 16 beside 135M weights, so that B isn't padded to blocks for a product of all.
 """
 
 from __future__ import annotations

@@ -318,6 +318,7 @@ def _feed_forward(w: GraphWriter, config: DenoiserConfig, x: str, name: str) -> 
 
 
 def _head(w: GraphWriter, config: DenoiserConfig, x: str) -> None:
+    """x: the last hidden states of the wanted rows; of those on a canvas alone: w.gate.pick(w, x)."""
     if w.precision != "fp32":
         logits = w.linear(x, HEAD, config.hidden_size, config.vocab_size)
         w.op("Identity", logits, to="logits")
