@@ -74,6 +74,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="the folder of the adaptation")
     parser.add_argument("--name", required=True)
+    parser.add_argument("--before", type=Path, nargs="+", default=[], help="runs that this one went on from")
     parser.add_argument("--from", dest="first", choices=STAGES, default="ship")
     parser.add_argument(
         "--data", type=Path, help="a folder with HumanEval, MBPP and GSM8K; else the package's sample"
@@ -94,7 +95,7 @@ def main() -> None:
     if "measure" in wanted:
         measure(folder, results, options.data, options.prompts, options.tokens)
     if "card" in wanted:
-        adapted_card.write(results, folder, options.run, options.machine)
+        adapted_card.write(results, folder, [*options.before, options.run], options.machine)
     pin(folder)
 
 
