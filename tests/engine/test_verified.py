@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,8 @@ def evaluations(right: int, layout: str) -> int:
     answer = told(run([Request(prompt(), "ar", settings, **given)])[0])[0]
 
     class Oracle(Verified):
-        def _propose(self, shown: np.ndarray, probability: np.ndarray) -> None:
-            self.canvas, due = None, answer[len(self.output.tokens) :][: len(shown) - 1]
+        def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
+            self.canvas, due = None, answer[len(self.output.tokens) :][: len(list(slots))]
             self._proposal = tuple(t if i != right else 2 + (t - 1) % 40 for i, t in enumerate(due))
 
     context = backend().new_context(64)

@@ -17,7 +17,7 @@ from redraft.hub.names import did_you_mean
 if TYPE_CHECKING:
     from redraft.evaluation.writing import Progress
 
-NAMES = ("speed", "latency", "batch", "frontier", "adaptive", "edit", "backends")
+NAMES = ("speed", "latency", "batch", "frontier", "adaptive", "edit", "backends", "gpu")
 
 Data = Annotated[
     Path | None,
@@ -59,7 +59,7 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (.png, .svg or .pdf).")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Measure a model on this machine: speed, latency, batch, frontier, adaptive, edit or backends.
+    """Measure a model on this machine: speed, latency, batch, frontier, adaptive, edit, backends or gpu.
 
     On the shipped model and two cores each takes one to three minutes. Diffusion, verified and AR run in turns on the
     same weights, engine and prompts; let nothing else run beside them.

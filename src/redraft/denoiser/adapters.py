@@ -75,10 +75,12 @@ class Slots(nn.Module):
 @dataclasses.dataclass
 class Gate:
     """Which rows of the pass under way are canvas rows: None for none, True for all, or bool [B, T]; locked: bool
-    [B, T], or None for none."""
+    [B, T], or None for none. dense: all rows are computed and the named ones taken, for shapes that don't depend on
+    what the rows are (a recorded graph's)."""
 
     rows: Tensor | bool | None = None
     locked: Tensor | None = None
+    dense: bool = False
 
 
 class Adapter(nn.Module):
@@ -114,14 +116,16 @@ class Adapter(nn.Module):
         self.heads.reset_parameters(generator)
 
     @contextlib.contextmanager
-    def canvas_rows(self, rows: Tensor | bool | None, locked: Tensor | None = None) -> Iterator[None]:
-        """For one pass of the network: the rows that the adapter acts on. Without this it acts on none."""
-        before = self.gate.rows, self.gate.locked
-        self.gate.rows, self.gate.locked = rows, locked
+    def canvas_rows(
+        self, rows: Tensor | bool | None, locked: Tensor | None = None, dense: bool = False
+    ) -> Iterator[None]:
+        """For one pass of the network: the rows that the adapter acts on (see Gate). Without this it acts on none."""
+        before = self.gate.rows, self.gate.locked, self.gate.dense
+        self.gate.rows, self.gate.locked, self.gate.dense = rows, locked, dense
         try:
             yield
         finally:
-            self.gate.rows, self.gate.locked = before
+            self.gate.rows, self.gate.locked, self.gate.dense = before
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters by the names that a PEFT file gives them."""
@@ -172,6 +176,9 @@ def _hook(gate: Gate, part: nn.Module) -> Callable[[nn.Module, tuple[Tensor], Te
         if gate.rows is True:
             return out + part(x) if adds else part(x)
         assert isinstance(gate.rows, Tensor)
+        if gate.dense:
+            own = out + part(x) if adds else part(x)
+            return torch.where(gate.rows.view(*gate.rows.shape, *[1] * (out.dim() - 2)), own, out)
         picked = x[gate.rows]
         padding = -len(picked) % ROW_MULTIPLE
         own = part(F.pad(picked, (0, 0) * (picked.dim() - 1) + (0, padding)))[: len(picked)]
@@ -275,10 +282,12 @@ def read_into(adapter: Adapter, path: Path, heads: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def canvas_rows(model: Denoiser, rows: Tensor | bool | None, locked: Tensor | None = None) -> Iterator[None]:
+def canvas_rows(
+    model: Denoiser, rows: Tensor | bool | None, locked: Tensor | None = None, dense: bool = False
+) -> Iterator[None]:
     """`Adapter.canvas_rows` of a model that may have no adapter."""
     if model.adapter is None:
         yield
         return
-    with adapter_of(model).canvas_rows(rows, locked):
+    with adapter_of(model).canvas_rows(rows, locked, dense):
         yield

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.errors import RequestError
 from redraft.sampling.heads import DraftHeads
 
 
@@ -98,3 +99,11 @@ class Backend(Protocol):
     def new_context(self, capacity: int) -> Context: ...
 
     def forward(self, passes: Sequence[Pass]) -> list[PassResult]: ...
+
+
+def check_room(length: int, rows: int, limit: int) -> None:
+    """Raises RequestError when `rows` more than a context's `length` don't fit the model's positions."""
+    if length + rows > limit:
+        raise RequestError(
+            f"{length + rows} tokens don't fit into the context of {limit}: shorten the prompt"
+        )

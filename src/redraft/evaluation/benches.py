@@ -11,7 +11,7 @@ import numpy as np
 
 from redraft.api import Model
 from redraft.errors import RequestError
-from redraft.evaluation import adaptive, backends, batching, editing, frontier, latency, plots, speed
+from redraft.evaluation import adaptive, backends, batching, editing, frontier, gpu, latency, plots, speed
 from redraft.evaluation.prompts import Dialogues, load_dialogues, pick_prompts
 from redraft.evaluation.writing import Progress, Way
 
@@ -186,6 +186,23 @@ def _backends(model: Model, dialogues: Dialogues, options: Options, progress: Pr
     return backends.backends(model, options.folder, dialogues, settings, progress)
 
 
+def _gpu(model: Model, dialogues: Dialogues, options: Options, progress: Progress) -> dict[str, Any]:
+    _, tokens = options.size((0, 128), (0, 8))
+    small: dict[str, Any] = {"alone": 1, "sizes": (1, 2), "repeats": 1, "rounds": 2, "copied": 1 << 20}
+    if options.draft_layout == "auto":  # its price of a row is a CPU's
+        options = replace(options, draft_layout="branches")
+    settings = gpu.Gpu(
+        tokens=tokens,
+        diffusion=options.point(),
+        verified=options.verified(),
+        seed=options.seed,
+        **(small if options.quick else {}),
+    )
+    prompts = _prompts(model, dialogues, options.prompts or max(settings.sizes), tokens, options)
+    assert options.folder is not None
+    return gpu.gpu(model, options.folder, prompts, settings, progress)
+
+
 BENCHES: dict[str, Bench] = {
     "speed": Bench(
         "tokens/s of diffusion and verified against AR (about 1 minute)",
@@ -228,6 +245,12 @@ BENCHES: dict[str, Bench] = {
         _backends,
         backends.lines,
         plots.plot_backends,
+    ),
+    "gpu": Bench(
+        "recorded steps, tokens/s and throughput on a GPU (minutes; needs torch; on a CPU only with --quick)",
+        _gpu,
+        gpu.lines,
+        plots.plot_gpu,
     ),
 }
 

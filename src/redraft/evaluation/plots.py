@@ -152,6 +152,26 @@ def plot_backends(told: dict[str, Any], path: Path) -> None:
     save(made, path)
 
 
+def plot_gpu(told: dict[str, Any], path: Path) -> None:
+    """Milliseconds of single steps, and throughput by answers at once."""
+    made, axes = figure(2)
+    left, right = axes[0]
+    names = list(told["steps"])
+    for shift, key, label in (
+        (-0.25, "replay_ms", "graph alone"),
+        (0, "engine_ms", "engine"),
+        (0.25, "unrecorded_ms", "unrecorded"),
+    ):
+        heights = [told["steps"][name][key] or 0.0 for name in names]
+        left.bar([i + shift for i in range(len(names))], heights, 0.22, label=label)
+    left.axhline(told["memory"]["floor_ms"], color="black", linewidth=0.8)
+    left.set_xticks(range(len(names)), names, fontsize=6)
+    left.set(title="one step (line: weights read once)", ylabel="ms")
+    left.legend(fontsize=8)
+    _throughput(right, told["batch"], "tokens_per_second", "tokens/s")
+    save(made, path)
+
+
 def plot_batch(told: dict[str, Any], path: Path) -> None:
     """Throughput and processor seconds per 1,000 tokens by answers at once."""
     made, axes = figure(2)
@@ -161,16 +181,21 @@ def plot_batch(told: dict[str, Any], path: Path) -> None:
         ("tokens/s", "CPU seconds per 1,000 tokens"),
         strict=True,
     ):
-        for mode, m in told["modes"].items():
-            sizes = [int(s) for s in m["sizes"]]
-            name, _, variant = mode.partition(",")
-            style = {"color": COLOURS[name], "linestyle": "--" if variant else "-"}
-            axis.plot(sizes, [m["sizes"][str(s)][key] for s in sizes], marker="o", label=mode, **style)
-        axis.set(xlabel="answers at once", ylabel=label, xscale="log", ylim=(0, None))
-        axis.set_xticks(sizes, [str(s) for s in sizes])
-        axis.minorticks_off()
-        axis.legend(fontsize=8)
+        _throughput(axis, told, key, label)
     save(made, path)
+
+
+def _throughput(axis: Any, told: dict[str, Any], key: str, label: str) -> None:
+    """A curve for each mode of bench batch."""
+    for mode, m in told["modes"].items():
+        sizes = [int(s) for s in m["sizes"]]
+        name, _, variant = mode.partition(",")
+        style = {"color": COLOURS[name], "linestyle": "--" if variant else "-"}
+        axis.plot(sizes, [m["sizes"][str(s)][key] for s in sizes], marker="o", label=mode, **style)
+    axis.set(xlabel="answers at once", ylabel=label, xscale="log", ylim=(0, None))
+    axis.set_xticks(sizes, [str(s) for s in sizes])
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
 
 
 def plot_adaptive(told: dict[str, Any], path: Path) -> None:

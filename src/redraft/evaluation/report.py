@@ -45,7 +45,8 @@ PROOFREAD_SEED = (
     2  # of the texts that are published; those of seed 0 were looked at while proofreading was made
 )
 EDITING = ("proofread", "filling", "instructions")
-PARTS = ("likelihood", "samples", *BENCHES, *EDITING, "frontier_before", "training")
+REPORTED = tuple(name for name in BENCHES if name != "gpu")  # what a CPU can be asked
+PARTS = ("likelihood", "samples", *REPORTED, *EDITING, "frontier_before", "training")
 
 
 def training_cost(run: Path, on: str) -> dict[str, Any]:
@@ -106,7 +107,9 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
         tuned_costs = {"step_costs": _costs_here(model, data)}
         tune(folder, lambda raw: raw | tuned_costs)
         model = redraft.load(arguments.model, backend=arguments.backend)
-    for name in sorted(BENCHES, key=lambda name: name != "frontier"):  # the others run at the points it finds
+    for name in sorted(
+        REPORTED, key=lambda name: name != "frontier"
+    ):  # the others run at the points it finds
         if name not in wanted:
             continue
         say(f"bench {name}")
@@ -192,7 +195,7 @@ def publish(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     if arguments.card is not None:
         say(f"wrote {write_card(results, arguments.card)}")
     if arguments.plots is not None:
-        for name in [n for n in BENCHES if n in results]:
+        for name in [n for n in REPORTED if n in results]:
             path = arguments.plots / f"{name}{arguments.format}"
             BENCHES[name].plot(results[name], path)
             say(f"wrote {path}")

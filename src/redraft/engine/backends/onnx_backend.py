@@ -20,6 +20,7 @@ from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import smallest_exact_rows
 from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import OnnxContext, gather
+from redraft.engine.backends.onnx_crews import Workers, crews_of
 from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, build_graph
 from redraft.engine.backends.onnx_processor import integer_max
 from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
@@ -35,7 +36,9 @@ INT8_PAYS_FROM = 2_000_000
 # Below this many multiply-adds a call runs on one thread: handing an operator's parts out takes longer than they do.
 # Two cores against one, redraft-tiny in int8: 1.05 to 1.1 times the time at 1 to 8 rows, as long at 16, 0.96 at 32.
 ONE_THREAD_BELOW = 60_000_000
-FEW_LANES = 2  # requests at once that one thread serves: the keys and values of more are worth two
+FEW_LANES = (
+    2  # requests of few rows that one thread serves together: more, or wider ones, are parted among the cores
+)
 # More requests than that are parted into so many groups by length, in models with up to so many weights: another graph
 # packs them anew, and beside a large model's weights the lanes' keys and values count for little.
 GROUPS, PARTED_UP_TO = 2, 30_000_000
@@ -87,7 +90,8 @@ def physical_cores() -> int:
 class OnnxBackend:
     """Implements engine.backend.Backend. Calls from several threads take turns.
 
-    threads: how many to use; 0 for one on each core, and one for a call that is too small to be shared out. spinning:
+    threads: how many to use; 0 for one on each core, and one for a call that is too small to be shared out. Several
+    requests are parted among them, a crew of lanes on each (onnx_crews). spinning:
     idle threads wait busily between operators, which is faster on idle cores and burns a core while a pass runs.
     exact: single rows attend as they would among others, bit for bit; False is faster for them (an AR baseline) and
     gives up that verified equals ar.
@@ -127,7 +131,8 @@ class OnnxBackend:
         self._lock = threading.Lock()
         self._sessions = Sessions(self._graph, self._weights, spinning)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
-        self._runners: dict[Kind, Runner] = {}
+        self._runners: dict[tuple[Kind, int], Runner] = {}
+        self._crews = self.threads
         self._canvasless = 0  # calls without a canvas since the last that had one
         self._runner(1, gated=bool(rank))  # what is wrong with the weights shows now
 
@@ -146,22 +151,28 @@ class OnnxBackend:
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
-        self._groups = 1
-        self._runners = dict.fromkeys([Kind(1), Kind(self.threads)], self._made(session, Kind(1)))
+        self._groups = self._crews = 1
+        runner = self._made(session, Kind(1))
+        self._runners = dict.fromkeys([(Kind(1), 0), (Kind(self.threads), 0)], runner)
 
     def _made(self, session: Any, kind: Kind) -> Runner:
         names = self._graph(kind.groups, kind.gated).inputs
         return Runner(session, names, self.config, self._rotary, self._least_rows)
 
-    def _runner(self, rows: int, lanes: int = 1, groups: int = 1, gated: bool = False) -> Runner:
-        """For a call of so many rows on so many lanes, each of which has keys and values of its own to be read. gated:
-        with the adapter's nodes, for calls with a canvas."""
-        few = rows <= self._few_rows and lanes <= FEW_LANES
-        kind = Kind(1 if few else self.threads, groups, gated)
-        runner = self._runners.get(kind)
+    def _runner(self, rows: int, groups: int = 1, gated: bool = False, crew: int | None = None) -> Runner:
+        """For a call of so many rows, or for one of several crews, on a core of its own. gated: with the adapter's
+        nodes, for calls with a canvas."""
+        one_thread = crew is not None or rows <= self._few_rows
+        kind = Kind(1 if one_thread else self.threads, groups, gated)
+        key = kind, crew or 0
+        runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[kind] = self._made(self._sessions.on(kind), kind)
+            runner = self._runners[key] = self._made(self._sessions.on(kind), kind)
         return runner
+
+    @cached_property
+    def _workers(self) -> Workers:
+        return Workers(self._crews - 1)
 
     @classmethod
     def load(
@@ -192,6 +203,7 @@ class OnnxBackend:
         twin._least_rows = 1
         twin._lock = threading.Lock()
         twin._runners = {}
+        twin.__dict__.pop("_workers", None)  # whose answers are counted, so that two callers must not mix
         return twin
 
     def new_context(self, capacity: int) -> OnnxContext:
@@ -240,10 +252,27 @@ class OnnxBackend:
         well."""
         contexts = [_own(p.context) for p in passes]
         needed = [c.length + count for c, count in zip(contexts, rows, strict=True)]
-        views = gather(self.config, contexts, needed, self._groups if len(passes) > FEW_LANES else 1)
-        lanes = sum(view.lanes for view in views)
-        runner = self._runner(sum(rows), lanes, len(views), self._gated(passes))
-        return runner.run(passes, contexts, views)
+        gated = self._gated(passes)
+        if len(passes) == 1 or self._crews == 1 or (sum(rows) <= self._few_rows and len(rows) <= FEW_LANES):
+            crews = [list(range(len(passes)))]
+        else:
+            crews = crews_of(contexts, needed, self._crews)
+        runners = []
+        for number, crew in enumerate(crews):
+            own = [contexts[i] for i in crew]
+            groups = self._groups if len(crew) > FEW_LANES else 1
+            views = gather(self.config, own, [needed[i] for i in crew], groups)
+            runner = self._runner(sum(rows), len(views), gated, None if len(crews) == 1 else number)
+            runner.prepare([passes[i] for i in crew], own, views)
+            runners.append(runner)
+        if len(runners) == 1:
+            runners[0].execute()
+        else:
+            self._workers.run([runner.execute for runner in runners])
+        results: dict[int, PassResult] = {}
+        for crew, runner in zip(crews, runners, strict=True):
+            results.update(zip(crew, runner.collect(), strict=True))
+        return [results[i] for i in range(len(passes))]
 
     def _gated(self, passes: Sequence[Pass]) -> bool:
         """Whether a call runs with the adapter's nodes, as one with a canvas must. Without them the same bits come out

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
-from redraft.errors import RequestError
+from redraft.engine.backend import check_room
 
 VIEW_BLOCK = 16  # what a single request attends to is rounded up to this many rows, so that bindings last
 ARENA_BLOCK = 64  # arenas grow by this many, so that copies are rare
@@ -67,6 +67,7 @@ class OnnxContext:
         self._rows = round_up(max(1, min(capacity, self.limit)), ARENA_BLOCK)
         self.home: Arena | None = None
         self.lane = 0
+        self.crew: int | None = None  # which of several cores has its lane, see onnx_crews
 
     @property
     def arena(self) -> Arena:
@@ -104,12 +105,8 @@ class OnnxContext:
         self._length += rows
 
     def check_room(self, rows: int) -> None:
-        """Raises RequestError when `rows` more don't fit the model's positions."""
-        needed = self._length + rows
-        if needed > self.limit:
-            raise RequestError(
-                f"{needed} tokens don't fit into the context of {self.limit}: shorten the prompt"
-            )
+        """Raises RequestError when `rows` more don't fit."""
+        check_room(self._length, rows, self.limit)
 
     def move(self, arena: Arena, lane: int) -> None:
         """Copies the live rows into a lane of another arena and lives there from now on."""

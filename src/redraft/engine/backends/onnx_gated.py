@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.backends.onnx_scale import head_norms, query_scale
 
 if TYPE_CHECKING:
     from redraft.engine.backends.onnx_graph import GraphWriter
@@ -108,14 +109,13 @@ def adapter_weights(
             out[f"{layer}.{norm}.gain"] = adapter[f"{layer}.{norm}.weight"]
         if config.qk_norm:
             q, k = (adapter[f"{layer}.self_attn.{name}_norm.weight"] for name in "qk")
-            out[f"{layer}.self_attn.qk_gain"] = np.stack(
-                [q] * config.num_attention_heads + [k] * config.num_key_value_heads
-            )
+            out[f"{layer}.self_attn.qk_gain"] = head_norms(config, q, k)
         for block, names in (("self_attn", ("qkv", "o_proj")), ("mlp", ("gate_up", "down_proj"))):
             for name in names:
                 stems = [f"{layer}.{block}.{part}" for part in PARTS.get(name, (name,))]
                 a = np.concatenate([adapter[f"{stem}.lora_A.weight"] for stem in stems])
                 out[f"{layer}.{block}.{name}.lora_A"] = a.T
                 for stem in stems:
-                    out[f"{stem}.lora_B"] = np.float32(scale) * adapter[f"{stem}.lora_B.weight"].T
+                    factor = scale * (query_scale(config) if stem.endswith(".q_proj") else 1.0)
+                    out[f"{stem}.lora_B"] = np.float32(factor) * adapter[f"{stem}.lora_B.weight"].T
     return {name: np.ascontiguousarray(array, np.float32) for name, array in out.items()}

@@ -27,11 +27,12 @@ from redraft.engine.backends.onnx_session import Inputs
 from redraft.errors import RedraftError
 
 SOME_ROW = np.zeros(1, np.int64)
+NO_LOGITS = np.empty((1, 0, 0), np.float32)
 
 
 class Runner:
     """A session, what is bound to it, and which calls the bound arrays were written for. least_rows: columns of a grid
-    at least. The session's graph has as many groups of lanes as `run` is given views."""
+    at least. The session's graph has as many groups of lanes as `prepare` is given views."""
 
     def __init__(
         self,
@@ -54,12 +55,13 @@ class Runner:
         self._counts: list[int] = []
         self._total = 0
         self._canvas = np.zeros(0, bool)  # of all rows, which are canvas rows
+        self._logits = NO_LOGITS
+        self._prepared: tuple[Sequence[int], Sequence[Pass], Sequence[OnnxContext]] = ([], [], [])
 
-    def run(
+    def prepare(
         self, passes: Sequence[Pass], contexts: Sequence[OnnxContext], views: Sequence[CacheView]
-    ) -> list[PassResult]:
-        """The passes' results; each context's lane lies in one of the views. Contexts grow by what they encoded only
-        when all went well. Raises RedraftError when the session fails."""
+    ) -> None:
+        """Writes what the session reads for these passes; each context's lane lies in one of the views."""
         order, shares = _seated(passes, contexts, views)
         ordered = passes if len(passes) == 1 else [passes[i] for i in order]
         self._bind(views)
@@ -67,12 +69,22 @@ class Runner:
         self._write_places(shares, views)
         self._write_rows(ordered)
         self._write_wanted(ordered)
-        logits = np.empty((1, max(1, sum(self._counts)), self.config.vocab_size), np.float32)
-        self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._logits = np.empty((1, max(1, sum(self._counts)), self.config.vocab_size), np.float32)
+        shape, where = self._logits.shape, self._logits.ctypes.data
+        self.binding.bind_output("logits", "cpu", 0, np.float32, shape, where)
+        self._prepared = order, passes, contexts
+
+    def execute(self) -> None:
+        """Runs the session on what has been prepared, without Python's lock. Raises RedraftError when it fails."""
         try:
             self.session.run_with_iobinding(self.binding)
         except Exception as error:  # onnxruntime's own classes share no base
             raise RedraftError(f"onnxruntime failed in a pass of {self._total} rows: {error}") from None
+
+    def collect(self) -> list[PassResult]:
+        """The results of the passes that were prepared, whose contexts grow by what they encoded."""
+        order, passes, contexts = self._prepared
+        logits, self._logits, self._prepared = self._logits, NO_LOGITS, ([], [], [])
         results: list[Any] = [None] * len(passes)
         at = 0
         for i, wanted, count in zip(order, self._wanted, self._counts, strict=True):

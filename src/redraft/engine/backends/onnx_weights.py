@@ -9,6 +9,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends.onnx_graph import Weight
 from redraft.engine.backends.onnx_outliers import outliers
+from redraft.engine.backends.onnx_scale import head_norms, query_scale
 from redraft.errors import RequestError
 
 # 7 bits of the 8, which are right on every processor: AVX2 without VNNI adds two products u8 * s8 in 16 bits with
@@ -32,9 +33,10 @@ def _fused(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], name: str)
         return np.stack((np.zeros_like(canvas), canvas, canvas + locked))
     if kind == "qk_norm":
         q, k = tensors[f"{stem}.q_norm.weight"], tensors[f"{stem}.k_norm.weight"]
-        return np.stack([q] * config.num_attention_heads + [k] * config.num_key_value_heads)
+        return head_norms(config, q, k)
     if stem.endswith(".qkv"):
-        return np.concatenate([tensors[f"{stem[:-3]}{part}_proj.{kind}"] for part in "qkv"])
+        q, k, v = (tensors[f"{stem[:-3]}{part}_proj.{kind}"] for part in "qkv")
+        return np.concatenate([q * query_scale(config), k, v])
     if stem.endswith(".gate_up"):
         return np.concatenate([tensors[f"{stem[:-7]}{part}_proj.{kind}"] for part in ("gate", "up")])
     if name == "lm_head.weight" and config.tie_word_embeddings:

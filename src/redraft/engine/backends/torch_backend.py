@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redraft.denoiser.adapters import adapter_of, canvas_rows
+from redraft.denoiser.adapters import canvas_rows
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.layouts import Rows, allowed, canvas_start, clean_start
-from redraft.denoiser.transformer import Denoiser, Layer, Visibility, rotary_angles, rotate
-from redraft.engine.backend import Context, Pass, PassResult
-from redraft.errors import RedraftError, RequestError
+from redraft.denoiser.transformer import Denoiser, Layer, Visibility, rotary_angles
+from redraft.engine.backend import Backend, Context, Pass, PassResult, check_room
+from redraft.engine.backends.torch_heads import heads_of
+from redraft.errors import RedraftError
 from redraft.hub.store import base_of
 from redraft.sampling.heads import DraftHeads
 
@@ -90,11 +91,8 @@ class TorchContext:
 
         Raises RequestError past those.
         """
+        check_room(self._length, rows, self.limit)
         needed = self._length + rows
-        if needed > self.limit:
-            raise RequestError(
-                f"{needed} tokens don't fit into the context of {self.limit}: shorten the prompt"
-            )
         have = self.keys.shape[1]
         if needed <= have:
             return
@@ -232,35 +230,26 @@ class TorchBackend:
 
     @cached_property
     def heads(self) -> DraftHeads | None:
-        """Those of the model's adapter, as numpy has them."""
-        if self.model.adapter is None:
-            return None
-
-        def array(tensor: Tensor) -> np.ndarray:
-            return tensor.detach().float().cpu().numpy()
-
-        adapter, table = adapter_of(self.model), self.model.model.embed_tokens.weight
-        own = {name: array(p) for name, p in adapter.heads.named_parameters()}
-        if not own:
-            return None
-        embedding, tied = array(table), self.model.lm_head.weight is table
-        output = embedding if tied else array(self.model.lm_head.weight)
-        return DraftHeads.of(own, embedding, output, *adapter.settings.heads, "the adapter")
+        return heads_of(self.model)
 
     def new_context(self, capacity: int) -> TorchContext:
         """An empty context with room for `capacity` rows, canvas included; it grows when needed."""
         return TorchContext(self.config, capacity, self.dtype, self.device)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None) -> TorchBackend:
+    def load(cls, folder: str | Path, device: str | None = None) -> Backend:
         """A model's folder, of ours or of another family, or an adapter, whose base is then found by the name it
-        gives; device None: a GPU (bfloat16) or else the CPU (float32)."""
+        gives; device None: a GPU (bfloat16, steps recorded as graphs: torch_static) or else the CPU (float32)."""
         from redraft.denoiser import adapters, families
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         base = base_of(folder)
         model = families.load(folder, dtype) if base is None else adapters.load(Path(folder), base, dtype)
+        if torch.device(device).type == "cuda":
+            from redraft.engine.backends.torch_static import StaticTorchBackend
+
+            return StaticTorchBackend(model.to(device))
         return cls(model.to(device))
 
     @torch.inference_mode()
@@ -341,17 +330,12 @@ class TorchBackend:
         context."""
         own = layer.self_attn
         rows = x.shape[1]
-        q = own.q_proj(x).view(1, rows, own.heads, own.head_dim)
-        k = own.k_proj(x).view(1, rows, own.kv_heads, own.head_dim)
-        v = own.v_proj(x).view(1, rows, own.kv_heads, own.head_dim)
-        if own.qk_norm:
-            q, k = own.q_norm(q), own.k_norm(k)
-        q, k = rotate(q, cos, sin)[0], rotate(k, cos, sin)[0]
+        q, k, v = (heads[0] for heads in own.project(x, cos, sin))
         out = torch.zeros_like(q)
         for alike in groups:
             present, padding = alike.present, alike.mask.shape[1] - alike.rows
             queries = q[present] if not padding else F.pad(q[present], (0, 0, 0, 0, 0, padding))
-            keys, values = alike.write(index, k, v[0])
+            keys, values = alike.write(index, k, v)
             out[present] = self._attend(queries, keys, values, alike.mask)[:, : alike.rows]
         projected: Tensor = own.o_proj(out.view(1, rows, -1))
         return projected

@@ -11,6 +11,7 @@ of it was right, and others behind its first tokens, one for each number of them
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
@@ -23,6 +24,7 @@ from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wa
 from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
+READ_AT_ONCE = 5  # slots of a draft
 BEFORE = 4  # evaluations that an answer's pace is begun with
 
 
@@ -132,16 +134,19 @@ class Verified(Writer):
         if self._at_once and tokens is not None and chances is not None:
             shown = canvas.shown.copy()
             shown[canvas.wanted] = tokens  # all that a reading would say
-            self._propose(shown, chances)
+            self._propose(zip(shown[1:].tolist(), chances[1:].tolist(), strict=True))
             return []
         if self._at_once:
-            reading = read(canvas, logits)
-            self._propose(reading.choice, reading.probability if chances is None else chances)
+            slots = _read_in_order(canvas, logits)
+            if chances is not None:
+                slots = ((token, own) for (token, _), own in zip(slots, chances[1:].tolist(), strict=True))
+            self._propose(slots)
             return []
         self.canvas = canvas = advance(canvas, logits)
         events: list[Event] = [self._draft_event(canvas)] if self.request.watched else []
         if canvas.finished:
-            self._propose(canvas.shown, canvas.probability if chances is None else chances)
+            sure = canvas.probability if chances is None else chances
+            self._propose(zip(canvas.shown[1:].tolist(), sure[1:].tolist(), strict=True))
         return events
 
     def _heed_heads(self, canvas: Canvas, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -158,11 +163,11 @@ class Verified(Writer):
         self._chances[canvas.wanted] = chances
         return tokens, self._chances
 
-    def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
+    def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
         up to an end of answer (there's nothing to encode behind it). In layout "auto" a token must be worth its
-        row: all up to it are right with a chance that makes up for row_cost. sure: the chance of each if all before it
-        are right, by the confidence head or else the canvas's own probabilities.
+        row: all up to it are right with a chance that makes up for row_cost. With each token comes its chance if all
+        before it are right, by the confidence head or else the canvas's own probabilities.
         """
         self.canvas = None
         tokens: list[int] = []
@@ -171,7 +176,7 @@ class Verified(Writer):
             1.0,
             self.request.row_cost * self._pace if self.request.draft_layout == "auto" else 0.0,
         )
-        for token, own in zip(shown[1:].tolist(), sure[1:].tolist(), strict=True):
+        for token, own in slots:
             if token in self._special:
                 continue
             chance *= own
@@ -241,6 +246,19 @@ class Verified(Writer):
         event = self.commit(chosen)
         self.canvases += 1
         return event
+
+
+def _read_in_order(canvas: Canvas, logits: np.ndarray) -> Iterator[tuple[int, float]]:
+    """What each slot after the first would hold, and how probable that is; logits [C - 1, V]. Read a few at a time: who
+    proposes them seldom asks for the last, and exponentials over the vocabulary are most of what a draft costs outside
+    the network."""
+    for at in range(0, len(logits), READ_AT_ONCE):
+        some = logits[at : at + READ_AT_ONCE]
+        slots = slice(at + 1, at + 1 + len(some))
+        live = np.zeros(len(canvas.tokens), dtype=bool)
+        live[slots] = True
+        reading = read(canvas.after(live=live), some)
+        yield from zip(reading.choice[slots].tolist(), reading.probability[slots].tolist(), strict=True)
 
 
 @lru_cache(maxsize=64)
