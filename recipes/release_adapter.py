@@ -3,10 +3,11 @@
     python recipes/release_adapter.py runs/redraft-135m --name redraft-135m
     python recipes/release_adapter.py runs/redraft-135m --name redraft-135m --from measure
 
-Stages: ship (the last checkpoint's average in bfloat16 into adapters/NAME), measure (`redraft eval acceptance` into
-docs/NAME.json: minutes, on idle cores), card (adapters/NAME/README.md, all its numbers from that file and from the
+Stages: ship (the last checkpoint's average in bfloat16 into adapters/NAME), tune (into its generation_config.json what
+evaluations cost here, and the length of drafts that is fastest on a few prompts), measure (`redraft eval acceptance`
+into docs/NAME.json: minutes, on idle cores), card (adapters/NAME/README.md, all its numbers from that file and from the
 run's own records), pin (the manifest's sha256 into src/redraft/hub/adapters.json, by which `redraft models pull NAME`
-knows it). Settings of generation_config.json: recipes/NAME-generation.json where there is one.
+knows it). Other settings of generation_config.json: recipes/NAME-generation.json where there is one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-from redraft.evaluation import adapted_card
+import redraft
+from redraft.evaluation import adapted_card, report
+from redraft.evaluation.acceptance import Acceptance, draft_speeds
+from redraft.evaluation.domains import load_domains
+from redraft.evaluation.effort import step_costs
+from redraft.evaluation.speed import costs
+from redraft.evaluation.writing import unpadded
 from redraft.files import write_atomically
 from redraft.training.ship import pin, ship_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("ship", "measure", "card", "pin")
+STAGES = ("ship", "tune", "measure", "card", "pin")
+LENGTHS = (3, 4, 6, 8, 12, 16)  # of canvases that draft
+TUNING = Acceptance(tokens=48, seed=1)
+
+
+def tune(folder: Path, prompts: int = 2) -> None:
+    """Rewrites step_costs and draft_length; the latter at the former."""
+    model = redraft.load(folder)
+    asked = [
+        p for domain in load_domains(model, prompts, TUNING.tokens, seed=TUNING.seed) for p in domain.prompts
+    ]
+    found = step_costs(costs(model, unpadded(model.backend), asked[0]))
+    report.tune(folder, lambda raw: raw | {"step_costs": found})
+    model = redraft.load(folder)
+    lengths = [length for length in LENGTHS if length <= model.config.canvas_length]
+    speeds = draft_speeds(model, asked, lengths, TUNING)
+    print("verified, tokens/s by length of drafts:", {n: round(s, 1) for n, s in speeds.items()}, flush=True)
+    best = max(speeds, key=lambda length: speeds[length])
+    report.tune(folder, lambda raw: raw | {"draft_length": best})
 
 
 def measure(folder: Path, results: Path, data: Path | None, prompts: int, tokens: int) -> None:
@@ -49,6 +74,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="the folder of the adaptation")
     parser.add_argument("--name", required=True)
+    parser.add_argument("--before", type=Path, nargs="+", default=[], help="runs that this one went on from")
     parser.add_argument("--from", dest="first", choices=STAGES, default="ship")
     parser.add_argument(
         "--data", type=Path, help="a folder with HumanEval, MBPP and GSM8K; else the package's sample"
@@ -64,10 +90,12 @@ def main() -> None:
     if "ship" in wanted:
         settings = ROOT / "recipes" / f"{options.name}-generation.json"
         ship_adapter(options.run, folder, json.loads(settings.read_text()) if settings.exists() else {})
+    if "tune" in wanted:
+        tune(folder)
     if "measure" in wanted:
         measure(folder, results, options.data, options.prompts, options.tokens)
     if "card" in wanted:
-        adapted_card.write(results, folder, options.run, options.machine)
+        adapted_card.write(results, folder, [*options.before, options.run], options.machine)
     pin(folder)
 
 

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from redraft.api import Model
 from redraft.cli.evaluate import TASKS
+from redraft.engine import Request
 from redraft.engine.backend import Pass
 from redraft.errors import RequestError
 from redraft.evaluation import acceptance as module
 from redraft.evaluation.acceptance import Acceptance, Places, acceptance, lines
 from redraft.evaluation.domains import DOMAINS, Domain, load_domains
 from redraft.evaluation.page import markdown, read_page
+from redraft.evaluation.writing import Written
 
 SMALL = Acceptance(tokens=12)
 
@@ -138,6 +140,21 @@ def test_what_is_told(model: Model, tmp_path: Path) -> None:
     assert set(rows["code prompts, drafts confirmed in a row"]) == {"verified"}
     assert "on 100 % of 4 prompts" in markdown(page, [])
     assert "acceptance" in TASKS
+
+
+def test_every_length_of_drafts_is_timed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    write = module.Bench.write
+
+    def noted(bench: module.Bench, request: Request) -> Written:
+        asked.append(request.sampler.canvas_length)
+        return dataclasses.replace(write(bench, request), tokens=(1,) * 12, seconds=float(asked[-1]))
+
+    monkeypatch.setattr(module.Bench, "write", noted)
+    prompts = small(model)[0].prompts
+    found = module.draft_speeds(model, prompts, (3, 4), SMALL)
+    assert asked[1:] == [3, 4, 3, 4]
+    assert found == {3: 4.0, 4: 3.0}
 
 
 def test_an_answer_that_differs_is_not_the_same(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

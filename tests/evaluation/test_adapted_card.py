@@ -79,7 +79,7 @@ def run_folder(root: Path, dialogues: bool) -> Path:
 
 def test_the_card_tells_what_was_measured(measured: Any) -> None:
     root, folder, results, told = measured
-    path = adapted_card.write(results, folder, run_folder(root, True), "one abacus")
+    path = adapted_card.write(results, folder, [run_folder(root, True)], "one abacus")
     text = path.read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert (front["license"], front["base_model"]) == ("cc-by-sa-4.0", "someone/tiny-1")
@@ -100,9 +100,11 @@ def test_the_card_tells_what_was_measured(measured: Any) -> None:
 
 def test_without_share_alike_text_the_base_says_the_licence(measured: Any) -> None:
     root, folder, results, _ = measured
-    text = adapted_card.write(results, folder, run_folder(root, False)).read_text()
+    text = adapted_card.write(results, folder, [run_folder(root, False)] * 2).read_text()
     assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
     assert "CC BY-SA" not in text
+    assert text.count("`toy`: 9 steps") == 2  # stages
+    assert text.count("Python packages") == 1
     bare = adapted_card.write(results, folder).read_text()
     assert "## Training" not in bare
     assert not re.search(r"\bnan\b|None", bare)
@@ -119,4 +121,4 @@ def test_results_of_something_else_are_refused(measured: Any, capsys: pytest.Cap
     assert "is no result of redraft eval acceptance" in capsys.readouterr().err
     assert adapted_card.main([str(results), "--card", str(folder)]) == 0
     with pytest.raises(RequestError, match="metrics.jsonl can't be read"):
-        adapted_card.write(results, folder, root / "nowhere")
+        adapted_card.write(results, folder, [root / "nowhere"])

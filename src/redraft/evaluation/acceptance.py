@@ -225,6 +225,23 @@ def _interval(runs: Sequence[Written], ar: Sequence[Written]) -> tuple[float, fl
     return bootstrap_ratio(speeds[0], speeds[1])
 
 
+def draft_speeds(
+    model: Model, prompts: Sequence[np.ndarray], lengths: Sequence[int], settings: Acceptance
+) -> dict[int, float]:
+    """Tokens a second of decode "verified" by the length of its canvases; each prompt by all lengths, then the next."""
+    bench, runs = Bench(model), {length: list[Written]() for length in lengths}
+    bench.write(_request(model, prompts[0], "verified", settings))
+    for prompt in prompts:
+        for length in lengths:
+            made = _request(model, prompt, "verified", settings)
+            sampler = replace(made.sampler, canvas_length=length)
+            runs[length].append(bench.write(replace(made, sampler=sampler)))
+    return {
+        length: sum(len(r.tokens) for r in of) / max(1e-9, sum(r.seconds for r in of))
+        for length, of in runs.items()
+    }
+
+
 def lines(told: dict[str, Any]) -> list[str]:
     """The report for a person."""
     what = f"answers of up to {told['tokens_at_most']} tokens, greedy, canvases of {told['canvas']}"

@@ -1,9 +1,9 @@
 """The README.md of a model that is an adapter on a base: what was measured on it, what it learned from, what that cost.
 
-    python -m redraft.evaluation.adapted_card RESULTS.json --run RUN --card adapters/redraft-135m
+    python -m redraft.evaluation.adapted_card RESULTS.json --runs RUN … --card adapters/redraft-135m
 
-RESULTS.json is what `redraft eval acceptance --json` printed. Everything else is read from the run's recipe.yaml and
-metrics.jsonl, and from the adapter's own configs. Needs PyYAML.
+RESULTS.json is what `redraft eval acceptance --json` printed. Everything else is read from the runs' recipe.yaml and
+metrics.jsonl, and from the adapter's own configs. --runs needs PyYAML.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, AdapterConfig
 from redraft.errors import RedraftError, RequestError
@@ -44,12 +42,12 @@ SOURCES = {
 }
 
 
-def card(results: Results, run: Mapping[str, Any] | None, settings: AdapterConfig, size: int) -> str:
-    """The text. results: of eval acceptance; run: {"recipe": recipe.yaml, "cost": of training_cost}, None to leave the
-    training out; size: bytes of the adapter's file."""
+def card(results: Results, runs: Sequence[Mapping[str, Any]], settings: AdapterConfig, size: int) -> str:
+    """The text. results: of eval acceptance; runs: of `read_run`, a stage each, none to leave the training out; size:
+    bytes of the adapter's file."""
     told, base = results["acceptance"], BASES[settings.base]
     name = results["model"]
-    sources = _sources(run["recipe"]) if run else []
+    sources = list(dict.fromkeys(source for run in runs for source in _sources(run["recipe"])))
     shared = any("SA" in licence for _, _, licence in sources)
     about = About(
         licence="cc-by-sa-4.0" if shared else base.licence,
@@ -59,9 +57,9 @@ def card(results: Results, run: Mapping[str, Any] | None, settings: AdapterConfi
     head = front_matter(about, base.repository)
     intro = (
         f"A diffusion language model made of {base.repository}: a gated adapter of {size / 2**20:.1f} MiB (rank "
-        f"{settings.rank}, canvases of {settings.canvas_length}) that acts on canvas rows alone. The AR model inside "
-        "is the base, bit for bit; decode `verified` writes its token ids with fewer evaluations, decode `diffusion` "
-        "and `fill` write from the canvas by itself."
+        f"{settings.rank}, canvases of {settings.canvas_length}) that acts on canvas rows alone{_heads(settings)}. The "
+        "AR model inside is the base, bit for bit; decode `verified` writes its token ids with fewer evaluations, "
+        "decode `diffusion` and `fill` write from the canvas by itself."
     )
     use = (
         f"```sh\nredraft models pull {name}\n"
@@ -78,10 +76,10 @@ def card(results: Results, run: Mapping[str, Any] | None, settings: AdapterConfi
     ]
     parts += ["## Speed", _speed(told), "## Plain diffusion", _diffusion(told), where(told)]
     parts += [f"Measured by `{results['command']}`."]
-    if run:
+    if runs:
         parts += [
             "## Training",
-            _training(run),
+            _training(runs),
             "## Data and licences",
             _data(sources, base.repository, base.licence, shared),
         ]
@@ -167,11 +165,24 @@ def _diffusion(told: Results) -> str:
     )
 
 
-def _training(run: Mapping[str, Any]) -> str:
+def _heads(settings: AdapterConfig) -> str:
+    told = [f"a Markov head of rank {settings.markov_rank}"] if settings.markov_rank else []
+    told += ["a confidence head"] if settings.confidence else []
+    return f", with {' and '.join(told)} for its drafts" if told else ""
+
+
+def _training(runs: Sequence[Mapping[str, Any]]) -> str:
+    lines = [_stage(run) for run in runs]
+    return "\n\n".join(
+        [*lines, "The base's weights were frozen. Recipes: as resolved in each run's recipe.yaml."]
+    )
+
+
+def _stage(run: Mapping[str, Any]) -> str:
     cost, recipe = run["cost"], run["recipe"]
     rate = cost["tokens"] / max(cost["seconds"], 1e-9)
     out = (
-        f"{cost['steps']} steps in {cost['seconds'] / 60:.0f} minutes on {cost['machine']}: "
+        f"`{recipe['name']}`: {cost['steps']} steps in {cost['seconds'] / 60:.0f} minutes on {cost['machine']}: "
         f"{cost['tokens'] / 1e6:.2f} million clean tokens ({rate:.0f} a second), with {recipe['canvas']['per_row']} "
         f"canvases of {recipe['canvas']['length']} slots over every {recipe['train']['row_length']}."
     )
@@ -182,10 +193,7 @@ def _training(run: Mapping[str, Any]) -> str:
             f"{last['valid_accepted']:.2f} after; holes: {first['valid_fill']:.2f} and {last['valid_fill']:.2f} nats "
             "a slot."
         )
-    return (
-        out
-        + f" The base's weights were frozen. Recipe: `{recipe['name']}`, as resolved in the run's recipe.yaml."
-    )
+    return out
 
 
 def _sources(recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -225,6 +233,8 @@ def _limits(repository: str) -> str:
 def read_run(run: Path, machine: str) -> dict[str, Any]:
     """A run's recipe, cost and first and last measurement. Raises RequestError for a folder that is no run."""
     cost = training_cost(run, machine)
+    import yaml
+
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -240,12 +250,14 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m redraft.evaluation.adapted_card", description=__doc__)
     parser.add_argument("results", type=Path, help="what redraft eval acceptance --json printed")
     parser.add_argument("--card", type=Path, required=True, metavar="FOLDER", help="the adapter's folder")
-    parser.add_argument("--run", type=Path, help="the folder of its training, for the cost and the data")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", default=[], help="run folders, one a stage, for the cost and the data"
+    )
     parser.add_argument("--machine", help="where it was trained, in words; else as the measurement says")
     arguments = parser.parse_args(given)
     try:
         print(
-            f"wrote {write(arguments.results, arguments.card, arguments.run, arguments.machine)}",
+            f"wrote {write(arguments.results, arguments.card, arguments.runs, arguments.machine)}",
             file=sys.stderr,
         )
     except RedraftError as error:
@@ -254,7 +266,7 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write(results: Path, folder: Path, run: Path | None = None, machine: str | None = None) -> Path:
+def write(results: Path, folder: Path, runs: Sequence[Path] = (), machine: str | None = None) -> Path:
     """Writes README.md into an adapter's folder, and its manifest anew where it has one; returns the README's path.
 
     Raises RequestError for results of another measurement, or of another model than the folder's.
@@ -271,7 +283,7 @@ def write(results: Path, folder: Path, run: Path | None = None, machine: str | N
     if settings.base not in BASES:
         raise RequestError(f"{folder} goes on {settings.base}, which has no name that others know")
     on = told["acceptance"]["machine"]
-    trained = None if run is None else read_run(run, machine or f"{on['cpu']}, {on['cores']} cores")
+    trained = [read_run(run, machine or f"{on['cpu']}, {on['cores']} cores") for run in runs]
     path = folder / "README.md"
     text = card(told, trained, settings, (folder / ADAPTER_WEIGHTS).stat().st_size)
     write_atomically(path, text.encode())
