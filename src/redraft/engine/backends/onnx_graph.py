@@ -302,7 +302,7 @@ def _attention(w: GraphWriter, config: DenoiserConfig, x: str, layer: int, place
         own_q = w.op("GatherND", q, of_group("grid", g))
         mask = of_group("mask", g)
         # The scale lies in the weights of q (onnx_scale): onnxruntime has a faster kernel for a lone row without it.
-        counts = {"q_num_heads": heads, "kv_num_heads": kv_heads}
+        counts: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": kv_heads}
         out = w.op("Attention", own_q, own_k, own_v, mask, scale=1.0, **counts)
         outs.append(w.op("GatherND", out, of_group(places, g)))
     if places == "wanted_place":
