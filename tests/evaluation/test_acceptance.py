@@ -18,6 +18,7 @@ from redraft.errors import RequestError
 from redraft.evaluation import acceptance as module
 from redraft.evaluation.acceptance import Acceptance, Places, acceptance, lines
 from redraft.evaluation.domains import DOMAINS, Domain, load_domains
+from redraft.evaluation.page import markdown, read_page
 
 SMALL = Acceptance(tokens=12)
 
@@ -112,7 +113,7 @@ def test_what_is_counted_is_what_a_plain_loop_finds(model: Model) -> None:
     assert nfe == rounds
 
 
-def test_what_is_told(model: Model) -> None:
+def test_what_is_told(model: Model, tmp_path: Path) -> None:
     told = json.loads(json.dumps(acceptance(model, small(model), SMALL)))
     assert set(told["domains"]) == {"code", "chat"}
     parts = [*told["domains"].values(), told["overall"]]
@@ -128,6 +129,14 @@ def test_what_is_told(model: Model) -> None:
     assert parts[0]["prompts"] + parts[1]["prompts"] == parts[2]["prompts"] == 4
     shown = "\n".join(lines(told))
     assert "overall" in shown
+    path = tmp_path / "acceptance.json"
+    path.write_text(json.dumps({"model": "tiny", "command": "redraft eval acceptance", "acceptance": told}))
+    page = read_page([path])
+    rows = {row.title: {c.label: cell.text for c, cell in row.cells.items()} for row in page.rows}
+    rate = told["domains"]["chat"]["modes"]["verified"]["tokens_per_forward"]
+    assert rows["chat prompts, tokens per evaluation"]["verified"] == f"{rate:.2f}"
+    assert set(rows["code prompts, drafts confirmed in a row"]) == {"verified"}
+    assert "on 100 % of 4 prompts" in markdown(page, [])
     assert "acceptance" in TASKS
 
 

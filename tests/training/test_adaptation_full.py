@@ -204,6 +204,12 @@ def test_flops_of_a_step(data: Path, tmp_path: Path) -> None:
     assert work.flops(0, 1, 1, 1) == 6 * work.layers + 8 * work.head
 
 
+@pytest.mark.parametrize("own", [{"markov_rank": 4}, {"confidence": True}, {"start": "somewhere"}])
+def test_heads_are_an_adapters(data: Path, tmp_path: Path, own: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="method full has no adapter: adapter.frozen, start, markov_rank"):
+        Adaptation(full(data, adapter=own), tmp_path / "run", resume=False)
+
+
 def test_a_checkpoint_of_the_other_method_is_refused(data: Path, tmp_path: Path) -> None:
     adapt(recipe(data, train={"steps": 1}), tmp_path / "run")
     with pytest.raises(RequestError, match="can't be resumed from"):

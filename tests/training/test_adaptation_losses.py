@@ -22,15 +22,16 @@ EVERY = {"hidden": 0.5, "on_policy": 0.2, "sharpen": 0.3}
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Adaptation:
     monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
     make_base()
-    made = Adaptation(recipe(make_data(tmp_path), losses=EVERY), tmp_path / "run", resume=False)
+    toy = recipe(make_data(tmp_path), losses=EVERY, adapter={"markov_rank": 3, "confidence": True})
+    made = Adaptation(toy, tmp_path / "run", resume=False)
     with torch.no_grad():
         for p in adapters.adapter_of(made.model).parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
     return made
 
 
-def brute(pairs: Pairs, log_q: np.ndarray, log_p: np.ndarray) -> dict[str, float]:
-    """Every sum, one slot at a time in float64."""
+def brute(pairs: Pairs, log_q: np.ndarray, log_p: np.ndarray, odds: np.ndarray) -> dict[str, float]:
+    """Every sum, one slot at a time in float64. odds: the confidence head's."""
     hidden, theirs = pairs.canvas.detach().double().numpy(), pairs.clean[pairs.row].double().numpy()
     sums = dict.fromkeys(NAMES, 0.0)
     failed: dict[int, int] = {}
@@ -47,7 +48,9 @@ def brute(pairs: Pairs, log_q: np.ndarray, log_p: np.ndarray) -> dict[str, float
         sums["fill"] -= fill * log_q[i, pairs.target[i]]
         sums["kl"] += w * forward
         sums["live"] += w * (reverse * FORGIVEN**behind if behind > 0 else forward)
-        sums["rejected"] += w * (1 - np.minimum(p, q).sum())
+        overlap, sure = np.minimum(p, q).sum(), 1 / (1 + np.exp(-odds[i]))
+        sums["rejected"] += w * (1 - overlap)
+        sums["doubt"] -= w * (overlap * np.log(sure) + (1 - overlap) * np.log(1 - sure))
         cosine = hidden[i] @ theirs[i] / np.linalg.norm(hidden[i]) / np.linalg.norm(theirs[i])
         sums["aligned"] += w * (1 - cosine)
         sums["entropy"] -= w * same * (q * log_q[i]).sum()
@@ -64,14 +67,16 @@ def test_sums_are_the_formulas(run: Adaptation) -> None:
     generator = torch.Generator().manual_seed(3)
     pairs = run.objective.pairs(run.batch(range(4)))
     with torch.no_grad():
-        log_q = torch.log_softmax(run.model.logits(pairs.canvas).double(), -1)
+        moved, heads = run.objective.moved(pairs, pairs.previous), run.objective.heads
+        log_q = torch.log_softmax(run.model.logits(moved).double(), -1)
+        odds = (moved.double() @ heads.confidence_weight.double() + heads.confidence_bias[pairs.slot]).numpy()
         theirs = torch.randn(log_q.shape, generator=generator, dtype=torch.float64)
         agreeing = torch.arange(len(theirs)) % 3 > 0
         theirs[agreeing, log_q[agreeing].argmax(-1)] += 9
         log_p = torch.log_softmax(theirs, -1)
     run.objective.taught_by = lambda pairs: log_p.float()  # type: ignore[method-assign]
     found = dict(zip(NAMES, run.objective(run.batch(range(4))).detached(), strict=True))
-    due = brute(pairs, log_q.numpy(), log_p.numpy())
+    due = brute(pairs, log_q.numpy(), log_p.numpy(), odds)
     own = [name for name in NAMES if name not in ("ar", "kept", "ar_count")]  # the clean rows are the base's
     assert all(due[name] > 0 for name in own)
     assert due["live"] != pytest.approx(due["kl"], rel=0.01)
@@ -83,7 +88,7 @@ def test_slots_without_a_teacher_cannot_fail() -> None:
     number, slot = torch.tensor([0, 0, 0, 2, 2, 2, 3]), torch.tensor([1, 2, 4, 1, 2, 3, 1])
     taught = torch.tensor([1, 1, 1, 0, 1, 1, 1]).float()
     none = torch.zeros(7)
-    pairs = Pairs(none, number, number, number, slot, none, none, taught, none)
+    pairs = Pairs(none, number, number, number, number, slot, none, none, taught, none)
     same = torch.tensor([True, False, False, False, True, False, True])
     behind = behind_failure(pairs, same)
     assert behind[:3].tolist() == [-1, 0, 2]
@@ -119,7 +124,7 @@ def test_portions_hold_whole_canvases_and_change_nothing(
 
 def test_which_losses_count_when() -> None:
     plain = Losses(kl_share=0.25)
-    always = {"ce": 0.1, "aligned": 0.0, "entropy": 0.0, "fill": 0.5, "ar": 1.0, "kept": 0.0}
+    always = {"ce": 0.1, "aligned": 0.0, "entropy": 0.0, "fill": 0.5, "ar": 1.0, "kept": 0.0, "doubt": 1.0}
     assert plain.at(0.1) == always | {"kl": 1.0}
     assert plain.at(0.25) == always | {"rejected": 0.9}
     assert Losses(kl_share=1).at(0.999)["kl"] == 1.0

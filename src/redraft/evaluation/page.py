@@ -143,7 +143,8 @@ def read_page(files: Iterable[Path]) -> Page:
             found = False
         if not found:
             raise RequestError(
-                f"{path} holds no result of `redraft eval BENCHMARK --json` or `redraft bench speed --json`"
+                f"{path} holds no result of `redraft eval BENCHMARK --json`, `redraft eval acceptance --json` or "
+                "`redraft bench speed --json`"
             )
     return page
 
@@ -152,10 +153,12 @@ def _take(page: Page, told: dict[str, Any]) -> bool:
     if "modes" in told:
         _speed(page, told)
         return True
+    if "acceptance" in told:
+        _acceptance(page, told)
     results = [r for r in told.values() if isinstance(r, dict) and "pass_at_1" in r]
     for result in results:
         _benchmark(page, told, result)
-    return bool(results)
+    return bool(results) or "acceptance" in told
 
 
 def _benchmark(page: Page, told: dict[str, Any], result: dict[str, Any]) -> None:
@@ -200,6 +203,27 @@ def _speed(page: Page, told: dict[str, Any]) -> None:
     note = f"{told['prompts']} prompts, {told['tokens_per_prompt']} new tokens each"
     command = str(told.get("command", "redraft bench speed --json (its options are not in the file)"))
     page.measured.append(Measured("one stream", command, _where(told), (note,)))
+
+
+def _acceptance(page: Page, told: dict[str, Any]) -> None:
+    """By domain, each mode's speed, and how many drafts in a row the AR self confirmed."""
+    found = told["acceptance"]
+    for name, part in found["domains"].items():
+        for mode, measured in part["modes"].items():
+            column = Column(str(told["model"]), mode)
+            cells = {
+                "tokens/s": f"{measured['tokens_per_second']:.1f}",
+                "tokens per evaluation": f"{measured['tokens_per_forward']:.2f}",
+            }
+            if mode == "verified":
+                cells["drafts confirmed in a row"] = f"{part['accepted_in_a_row']:.2f}"
+            for title, text in cells.items():
+                page.put("speed", f"{name} prompts, {title}", column, Cell(text, f"n = {part['prompts']}"))
+    note = (
+        f"greedy answers of up to {found['tokens_at_most']} tokens; token ids of verified and AR the same on "
+    )
+    note += f"{100 * found['overall']['same_as_ar']:.0f} % of {found['overall']['prompts']} prompts"
+    page.measured.append(Measured("drafts by domain", str(told["command"]), _where(found), (note,)))
 
 
 def _where(told: dict[str, Any]) -> str:

@@ -18,9 +18,8 @@ from redraft.errors import RedraftError, RequestError
 from redraft.sampling.canvas import Canvas
 from redraft.sampling.reading import drawn, wanted
 
-CANDIDATES = (
-    64  # likeliest tokens of a slot that the token before it is weighed into; the rest hardly ever win
-)
+# Likeliest tokens of a slot that the token before it is weighed into; the rest hardly ever win.
+CANDIDATES = 64
 # Rows of H that the confidence is read from, for each number of a hidden state: one would do if they were independent,
 # and what 8 bits leave wrong in a logit counts the less the more there are.
 READ_FROM = 2

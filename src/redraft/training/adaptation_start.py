@@ -44,6 +44,10 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
     if not (recipe.losses.ce or recipe.losses.kl or recipe.losses.acceptance or recipe.losses.fill):
         raise RequestError("losses: all weights are 0, so there is nothing to learn")
     own = recipe.adapter
+    if recipe.method == "full" and (own.frozen or own.start or own.markov_rank or own.confidence):
+        raise RequestError(
+            "method full has no adapter: adapter.frozen, start, markov_rank and confidence are of method adapter"
+        )
     if own.frozen and not (own.markov_rank or own.confidence):
         raise RequestError(
             "adapter.frozen leaves nothing to learn without heads: set adapter.markov_rank or confidence"
