@@ -140,14 +140,16 @@ def test_logits_are_those_of_the_plain_backend(family: str, taped: bool) -> None
         same(*walks)
 
 
-@pytest.mark.parametrize("shift", [True, False])
-def test_adapted_models_agree_and_their_clean_rows_are_the_bases(shift: bool) -> None:
-    model = adapted(shift=shift)
+@pytest.mark.parametrize(("shift", "changes"), [(True, {"qk_norm": True}), (False, {"attention_bias": True})])
+def test_adapted_models_agree_and_their_clean_rows_are_the_bases(
+    shift: bool, changes: dict[str, Any]
+) -> None:
+    model = adapted(shift=shift, **changes)
     taped = static(model, taped=True)
     same(walk(taped, 5, "causal_context", False), walk(TorchBackend(model), 5, "causal_context", False))
     assert taped.recorded
     clean, text = [], np.array(prompt(9))
-    for other in (adapted(0.7, shift=shift), model):
+    for other in (adapted(0.7, shift=shift, **changes), model):
         backend = static(other)
         call = Pass(backend.new_context(32), text, "all", canvas=np.arange(4))
         clean.append(backend.forward([call])[0].encode)

@@ -35,7 +35,7 @@ from redraft.errors import RedraftError
 from redraft.sampling.heads import DraftHeads
 
 NARROW = 32  # rows of a pass up to which it shares a recorded evaluation with others; wider ones are prompts
-MOST_ROWS = 8192  # rows of one unrecorded evaluation, which bounds its memory
+MOST_ROWS = 4096  # rows of one unrecorded evaluation, which bounds its memory
 MOST_RECORDED = 256  # evaluations kept; each holds little but its logits
 
 log = logging.getLogger("redraft")
@@ -227,9 +227,7 @@ class StaticTorchBackend:
                 x = x + layer.self_attn.o_proj(_attended(bucket, given, q[0], keys, values, mask, attend))
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             hidden = network.norm(x)[0]
-        if (
-            self.config.shift
-        ):  # a canvas's first slot is predicted by a row that an earlier pass may have brought
+        if self.config.shift:  # the row that predicts a canvas's first slot may be an earlier pass's
             states = self._pool.hidden.flatten(0, 1)
             states.index_copy_(0, given["cell"], hidden)
             hidden = states
