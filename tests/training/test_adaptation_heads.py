@@ -105,11 +105,7 @@ def test_heads_are_trained_behind_a_run_and_measured(data: Path, tmp_path: Path,
     last = adapt(behind(data, trained, train=train), tmp_path / "heads")
     before, after = weights(trained), weights(tmp_path / "heads")
     for name, value in before.items():
-<<<<<<< HEAD
-        if name.startswith(f"average/{adapters.PREFIX}"):
-=======
         if name.startswith("average/"):  # of the checkpoint itself
->>>>>>> heads
             assert torch.equal(after[name], value), name
     assert any(name.startswith(f"average/{adapters.HEADS}") for name in after)
     records = [json.loads(line) for line in (tmp_path / "heads" / "metrics.jsonl").read_text().splitlines()]
