@@ -55,7 +55,7 @@ def test_every_correction_keeps_to_the_budget(model: Model, dialogues: Dialogues
 def test_hard_replies_are_those_with_the_higher_nll(told: dict) -> None:
     rows = told["difficulty"]["rows"]
     assert [(r["way"], r["measure"]) for r in rows] == [
-        (way, measure) for way in ("verified", "diffusion") for measure in d.MEASURES
+        (way, measure) for way in ("verified", "verified, branches", "diffusion") for measure in d.MEASURES
     ]
     for row in rows:
         assert row["hardest"]["ar_nll"] > row["easiest"]["ar_nll"]

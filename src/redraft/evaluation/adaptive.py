@@ -48,7 +48,10 @@ def adaptive(
     way = replace(settings.diffusion, canvas=settings.diffusion.canvas or length)
     progress("work by difficulty")
     replies = long_replies(model, dialogues, length, settings.replies, seed)
-    ways = {"verified": Way("verified", temperature=0.0, canvas=min(DRAFTED, length))}
+    verified = Way("verified", temperature=0.0, canvas=min(DRAFTED, length))
+    ways = {"verified": verified}
+    if model.config.layout == "causal_context":
+        ways["verified, branches"] = replace(verified, draft_layout="branches")
     if model.config.mask_token_id is not None:
         ways["diffusion"] = way
     found = difficulty(model, replies, length, ways, batch, seed)
