@@ -15,6 +15,7 @@ from redraft.editing.editor import Editor
 from redraft.editing.fill import fill
 from redraft.editing.gap import CANDIDATES, Limits
 from redraft.editing.hunks import Edit
+from redraft.editing.lexicon import Lexicon
 from redraft.editing.noisy_channel import Channel, NoisyChannel, Reader
 from redraft.editing.pieces import Pieces
 from redraft.editing.selection import rewrite
@@ -36,6 +37,7 @@ class Editable(ABC):
     name: str
     tokenizer: Tokenizer
     defaults: GenerationDefaults
+    lexicon: Lexicon | None
 
     @property
     @abstractmethod
@@ -174,7 +176,7 @@ class Editable(ABC):
     def reader(self) -> Reader:
         """What proofreading knows of the model's tokens."""
         assert self.config.null_token_id is not None
-        return Reader(self._pieces, self.config.vocab_size, self.config.null_token_id)
+        return Reader(self._pieces, self.config.vocab_size, self.config.null_token_id, self.lexicon)
 
     def _review(self, threshold: float | None) -> NoisyChannel | None:
         """How proposed corrections are checked, for a model that knows how."""

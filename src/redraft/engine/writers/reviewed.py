@@ -1,5 +1,6 @@
 """decode "edit" with a review: each canvas is denoised once, and where that brings proposals the encode role reads the
-window before any is made. One evaluation a canvas without proposals, two with some."""
+window with each of them and as it stands, before any is made. One evaluation a canvas without proposals; with some, one
+for each and one more."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from redraft.sampling.state import SlotState
 
 class Reviewed(Editing):
     _changes: tuple[Change, ...] = ()
+    _read: tuple[np.ndarray, ...] = ()  # log p of the encode role, of the readings so far
 
     def next_pass(self) -> Pass:
         """The canvas behind what has been committed; or, to check its proposals, the clean text of it."""
@@ -24,21 +26,25 @@ class Reviewed(Editing):
             return super().next_pass()
         # The row before the window predicts its first token.
         self.context.truncate(len(self.text) - 1)
-        return Pass(self.context, np.array([self.text[-1], *self._standing], dtype=np.int64), "all")
+        slots: Sequence[int] = self._current.initial
+        if len(self._read) < len(self._changes):
+            slots = self._changes[len(self._read)].made(slots)
+        return Pass(self.context, np.array([self.text[-1], *self._clean(slots)], dtype=np.int64), "all")
 
-    @property
-    def _standing(self) -> list[int]:
-        """The canvas's tokens as they stand, those included that are only looked at."""
-        return [token for token in self._current.initial if token != self.config.null_token_id]
+    def _clean(self, slots: Sequence[int]) -> list[int]:
+        """A canvas's tokens, those included that are only looked at."""
+        return [token for token in slots if token != self.config.null_token_id]
 
     def after_pass(self, result: PassResult) -> list[Event]:
         review = self.request.review
         assert review is not None
         assert self.canvas is not None
         if self._changes:
-            log_p = log_softmax(result.encode, self.vocabulary.never_text)
-            made = review.decide(self._current, self._changes, log_p)
-            self._changes = ()
+            self._read = (*self._read, log_softmax(result.encode, self.vocabulary.never_text))
+            if len(self._read) <= len(self._changes):
+                return []
+            made = review.decide(self._current, self._changes, self._read)
+            self._changes, self._read = (), ()
             self.canvas = _changed(self.canvas, made)
             return self._closed()
         assert result.canvas is not None
@@ -55,7 +61,7 @@ class Reviewed(Editing):
         assert self.canvas is not None
         events: list[Event] = [self.step_event(self.canvas)] if self.request.watched else []
         before = len(self.text)
-        standing = self._standing
+        standing = self._clean(self._current.initial)
         events += self._finish()
         kept = 0
         for stood, now in zip(standing, self.text[before:], strict=False):
