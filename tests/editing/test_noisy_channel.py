@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
-from redraft.editing.noisy_channel import FEATURES, HOPELESS, LEFT, SHOWN, Channel, Reader, chosen, probability
 from redraft.editing.lexicon import Lexicon
+from redraft.editing.noisy_channel import (
+    FEATURES,
+    HOPELESS,
+    LEFT,
+    SHOWN,
+    Channel,
+    Reader,
+    chosen,
+    probability,
+)
 from redraft.editing.pieces import Pieces
 from redraft.editing.proposals import Proposal, Spelling, proposals
 from redraft.engine import Commit, GivenCanvas, Step
@@ -128,7 +137,7 @@ def test_whatever_is_proposed_and_liked_the_hunks_say_all(words: list[str], data
 
 
 def test_random_weights_come_out_byte_for_byte(random_model: Model) -> None:
-    weights = dict.fromkeys(FEATURES, [0.01, 0.02, -0.03])
+    weights = {name: [0.01, 0.02, -0.03] for name in FEATURES}
     screen = dict.fromkeys(SHOWN, 0.01)
     channel = {"threshold": 0.4, "screen": screen, "units": [0.5, 0.4], "weights": weights}
     object.__setattr__(random_model, "defaults", type(random_model.defaults)(proofread=channel))
@@ -147,7 +156,7 @@ def test_random_weights_come_out_byte_for_byte(random_model: Model) -> None:
 
 def test_weights_of_other_features_are_refused() -> None:
     assert Channel.of({}) is None
-    counts, screen = dict.fromkeys(FEATURES, [0.0, 0.0]), dict.fromkeys(SHOWN, 0.0)
+    counts, screen = {name: [0.0, 0.0] for name in FEATURES}, dict.fromkeys(SHOWN, 0.0)
     Channel(counts, [1.0], 0.5, screen)
     for units, weights, shown in (
         ([], {"bias": [1.0]}, screen),
@@ -160,7 +169,10 @@ def test_weights_of_other_features_are_refused() -> None:
 
 
 def test_hidden_units_count_beside_the_direct_path() -> None:
-    weights = dict.fromkeys(FEATURES, [0.0, 0.0, 0.0]) | {"bias": [0.5, 1.0, -1.0], "odds": [2.0, 0.0, 3.0]}
+    weights = {name: [0.0, 0.0, 0.0] for name in FEATURES} | {
+        "bias": [0.5, 1.0, -1.0],
+        "odds": [2.0, 0.0, 3.0],
+    }
     channel = Channel(weights, [4.0, -2.0], 0.5, dict.fromkeys(SHOWN, 0.0))
     features = np.zeros((2, len(FEATURES)))
     features[:, 0] = 1.0

@@ -20,7 +20,7 @@ from redraft.errors import RequestError
 
 FIRST_SLOTS = 2  # by nulls: more make fills too long, for the trained model thinks few of a gap's slots empty
 CANDIDATES = 4
-CANVAS = 1.0  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
+CANVAS = 2.0  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
 SPARE = 2  # positions that are left free behind a canvas
 AHEAD = 4  # open slots that stand for a later gap on the canvas of this one
 

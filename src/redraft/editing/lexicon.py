@@ -67,7 +67,9 @@ class Lexicon:
         if len(low) < 2 or self.counts.get(low, 0) >= RARE:
             return []
         near = {other for other in _one_off(low) if self.counts.get(other, 0) >= SURE} - {low}
-        parted = {f"{a} {b}" for a, b in _parted(low) if min(self.counts.get(part, 0) for part in (a, b)) >= PART}
+        parted = {
+            f"{a} {b}" for a, b in _parted(low) if min(self.counts.get(part, 0) for part in (a, b)) >= PART
+        }
         found = sorted(near | parted, key=lambda other: (-self.count(other), other))
         return [_cased(other, word) for other in found]
 

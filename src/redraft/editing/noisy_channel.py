@@ -2,9 +2,9 @@
 
 Each proposal is a row of features: what kind of slip it would undo, how likely the denoise role finds it from both
 sides, how common the words are, and how likely the encode role finds the text with it and as it stands. What looks
-hopeless from the canvas's side isn't read. A small network says how probable it is that a change is right; its weights are chosen on texts with errors made in them
-(evaluation/channel.py) and kept with the model's defaults. (Kernighan, Church and Gale 1990, with a canvas for the
-candidates and a learnt channel.)
+hopeless from the canvas's side isn't read. A small network says how probable it is that a change is right; its weights
+are chosen on texts with errors made in them (evaluation/channel.py) and kept with the model's defaults. (Kernighan,
+Church and Gale 1990, with a canvas for the candidates and a learnt channel.)
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class Reader:
     """What the features of proposals come from: a model's pieces of text, the words among them, and those it was
     trained on."""
 
-    def __init__(
-        self, pieces: Pieces, vocab_size: int, null: int, lexicon: Lexicon | None = None
-    ) -> None:
+    def __init__(self, pieces: Pieces, vocab_size: int, null: int, lexicon: Lexicon | None = None) -> None:
         self.pieces, self.null = pieces, null
         self.lexicon = lexicon or Lexicon()
         self.spelling = Spelling(pieces, vocab_size, self.lexicon)

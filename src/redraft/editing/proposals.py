@@ -1,5 +1,6 @@
 """Changes that a canvas proposes of the text it was given: what the denoise role thinks likelier from both sides,
-words that are spelt nearly as one that it doubts or that was never seen, and neighbours that may have changed places."""
+words that are spelt nearly as one that it doubts or that was never seen, and neighbours that may have changed places.
+"""
 
 from __future__ import annotations
 

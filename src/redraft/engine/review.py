@@ -1,7 +1,8 @@
 """Canvases whose changes are proposed from both sides and checked from the left before they are made: a noisy channel.
 
 The denoise role reads a given canvas once and proposes changes; the encode role then reads the text with each of them
-and as it stands, and what it says decides. What to propose and how to weigh it is the caller's (editing/noisy_channel.py).
+and as it stands, and what it says decides. What to propose and how to weigh it is the caller's
+(editing/noisy_channel.py).
 """
 
 from __future__ import annotations

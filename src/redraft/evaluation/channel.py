@@ -83,9 +83,7 @@ class Proposed:
     found: bool
 
 
-def proposed(
-    model: Model, pairs: Sequence[Pair], progress: Progress = lambda text: None
-) -> list[Proposed]:
+def proposed(model: Model, pairs: Sequence[Pair], progress: Progress = lambda text: None) -> list[Proposed]:
     """What a model's canvases propose of the texts' damaged side, window by window, each behind the text as it
     stands."""
     editor, made = model._editor(0, None, {}), []

@@ -161,7 +161,9 @@ def tune(folder: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> N
     was measured."""
     path = folder / GENERATION_CONFIG
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    told = re.sub(r"\[[-\d.e,\s]*\]", lambda row: " ".join(row[0].split()), json.dumps(changed(raw), indent=2))
+    told = re.sub(
+        r"\[[-\d.e,\s]*\]", lambda row: " ".join(row[0].split()), json.dumps(changed(raw), indent=2)
+    )
     write_atomically(path, (told + "\n").encode())
     renew_manifest(folder)
 

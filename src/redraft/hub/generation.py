@@ -27,8 +27,8 @@ class GenerationDefaults:
     to noise; None never, one of the two at most. slide: leading settled slots that leave the canvas at once, 0 to
     commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
     its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
-    None for canvas_length. proofread: {"threshold", "screen", "units", "weights"} of editing.noisy_channel, empty where the AR
-    self has no say in proofreading. effort: for each level of the dial the settings it changes.
+    None for canvas_length. proofread: {"threshold", "screen", "units", "weights"} of editing.noisy_channel, empty
+    where the AR self has no say in proofreading. effort: for each level of the dial the settings it changes.
     """
 
     canvas_length: int | Literal["auto"] = 16
