@@ -127,7 +127,7 @@ class Model(Editable):
         committed at once, 0 to commit a canvas whole. seed: None draws one. ignore_eos: write on past the end of the
         answer. Raises RequestError, one line, for anything that can't be.
         """
-        values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
+        values = self.defaults.values() | self.defaults.settings_for(effort)
         given = {
             "canvas_length": canvas,
             "threshold": threshold,

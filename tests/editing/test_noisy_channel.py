@@ -49,11 +49,16 @@ def test_the_ar_self_decides_what_the_canvas_proposes() -> None:
     table = corrector({Q: K}, 0.6)
     agreeing, backend = proofreader(table, likes(K), left=1.0)
     done = agreeing.edit("gqg")
-    # the canvas, the text with k, without the letter, and as it stands
+    # the canvas; the text as it stands, then from the change on with k, and without the letter
     assert (done.text, done.nfe) == ("gkg", 4)
     # 12 more of logit for k than for q is cut to 12
     assert done.hunks[0].confidence == pytest.approx(probability(12.0), abs=1e-4)
-    assert backend.checked == [([], [IDS["user"], *tokens(text)]) for text in ("gkg", "gg", "gqg")]
+    user = IDS["user"]
+    assert backend.checked == [
+        ([], [user, *tokens("gqg")]),
+        ([user], tokens("gkg")),
+        ([user], tokens("gg")),
+    ]
     against, _ = proofreader(table, likes(Q), left=1.0)
     done = against.edit("gqg")
     assert (done.text, done.hunks, done.nfe) == ("gqg", (), 4)
@@ -96,10 +101,13 @@ def test_later_windows_read_the_edited_text_and_no_token_twice() -> None:
     assert [len(context) for context, _ in backend.seen] == [1, 25, 49, 73]
     # two windows are checked from their first token on, with the tokens behind that they only look at
     plain = [IDS["user"], *tokens(text)]
-    assert [encoded for _, encoded in backend.checked] == [
-        *(mended[:29], [t for t in plain[:29] if t != Q], plain[:29]),
-        *(mended[48:77], [t for t in [mended[48], *plain[49:77]] if t != Q], [mended[48], *plain[49:77]]),
+    read = [[*context, *encoded] for context, encoded in backend.checked]
+    assert read == [
+        *(plain[:29], mended[:29], [t for t in plain[:29] if t != Q]),
+        *([*mended[:49], *plain[49:77]], mended[:77], [t for t in [*mended[:49], *plain[49:77]] if t != Q]),
     ]
+    # and from the change on alone
+    assert [len(encoded) for _, encoded in backend.checked] == [29, 19, 18, 29, 6, 5]
 
 
 def test_steps_show_the_check() -> None:

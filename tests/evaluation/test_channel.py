@@ -104,7 +104,8 @@ def test_examples_are_what_the_canvas_proposes_and_whether_it_mends() -> None:
     assert (row["bias"], row["letter"], sum(row[kind] for kind in SLIPS)) == (1.0, 1.0, 1.0)
     # as the editor itself sees them
     model.edit("go qick it")
-    assert backend.checked[-1][1] in [read for _, read in backend.checked[:-1]]
+    read = [[*context, *encoded] for context, encoded in backend.checked]
+    assert read[-1] in read[:-1]
     # a screen that tells the one from the other
     screen = screened(made)
     right = [float(screen @ one.shown) for one in made if one.mends]

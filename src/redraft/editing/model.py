@@ -192,7 +192,7 @@ class Editable(ABC):
         unknown = sampling.keys() - names - {"effort"}
         if unknown:
             raise TypeError(f"unexpected argument {unknown.pop()!r}")
-        values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(sampling.get("effort"))
+        values = self.defaults.values() | self.defaults.settings_for(sampling.get("effort"))
         given = {("max_steps" if name == "steps" else name): sampling.get(name) for name in names}
         values |= {name: value for name, value in given.items() if value is not None}
         values |= {"canvas_length": self.config.canvas_length, "edit_threshold": None, "doubt": None}

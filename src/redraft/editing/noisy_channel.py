@@ -27,7 +27,8 @@ from redraft.engine.review import Change
 from redraft.errors import RequestError
 
 MOST = 12  # proposals of a canvas that are looked at
-HOPELESS = -1.0  # log odds of being right by what the canvas says alone, below which a proposal isn't read
+HOPELESS = -0.5  # log odds of being right by what the canvas says alone, below which a proposal isn't read
+READ = 3  # proposals of a canvas that are read, at most
 AHEAD = 12  # tokens behind a change that it makes likelier or less likely
 # What each feature is cut to. Of the denoise role: see Proposal.
 BOTH = {"odds": (-12.0, 12.0), "doubt": (-10.0, 0.0), "fit": (-12.0, 0.0)}
@@ -197,27 +198,33 @@ class NoisyChannel:
 
     def __init__(self, reader: Reader, channel: Channel) -> None:
         self._reader, self._channel = reader, channel
-        self._found: list[tuple[Proposal, list[float]]] = []
+        self._found: dict[Change, tuple[Proposal, list[float]]] = {}
 
     def propose(self, canvas: GivenCanvas, log_p: np.ndarray) -> list[Proposal]:
-        slips = self._reader.slips(canvas, log_p)
-        self._found = [found for found in slips if float(self._channel.sieve @ found[1]) >= HOPELESS]
-        return [proposal for proposal, _ in self._found]
+        found = hopeful(self._channel.sieve, self._reader.slips(canvas, log_p))
+        self._found = {proposal: (proposal, features) for proposal, features in found}
+        return [proposal for proposal, _ in found]
 
     def decide(
         self, canvas: GivenCanvas, changes: Sequence[Change], log_p: Sequence[np.ndarray]
     ) -> list[tuple[Change, float]]:
         """`changes` are those that `propose` has just named."""
-        rows = [
-            [*features, *self._reader.left(canvas, proposal, changed, log_p[-1])]
-            for (proposal, features), changed in zip(self._found, log_p[:-1], strict=True)
-        ]
+        rows = []
+        for change, changed in zip(changes, log_p[1:], strict=True):
+            proposal, features = self._found[change]
+            rows.append([*features, *self._reader.left(canvas, proposal, changed, log_p[0])])
         found = self._channel.scores(np.array(rows))
-        sure: dict[Change, float] = {
-            proposal: probability(float(score))
-            for (proposal, _), score in zip(self._found, found, strict=True)
-        }
+        sure = {change: probability(float(score)) for change, score in zip(changes, found, strict=True)}
         return chosen(sure, self._channel.threshold)
+
+
+def hopeful(
+    sieve: np.ndarray, found: Sequence[tuple[Proposal, list[float]]]
+) -> list[tuple[Proposal, list[float]]]:
+    """Of a canvas's proposals, with their features SHOWN, those that are worth a reading, the likeliest first."""
+    scored = [(float(sieve @ features), number) for number, (_, features) in enumerate(found)]
+    best = sorted(((score, number) for score, number in scored if score >= HOPELESS), key=lambda s: (-s[0], s[1]))
+    return [found[number] for _, number in best[:READ]]
 
 
 def chosen(sure: Mapping[Change, float], threshold: float) -> list[tuple[Change, float]]:

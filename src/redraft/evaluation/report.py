@@ -175,12 +175,13 @@ def _costs_here(model: Model, data: Path | None) -> dict[str, float]:
 
 
 def write_lexicon(folder: Path, model: Model, data: Path) -> None:
-    """The words of the training texts, for proofreading."""
+    """The words of the training texts, for proofreading; where there are none the folder's stay as they are."""
     from redraft.editing.lexicon import counted, save
     from redraft.evaluation.damaged import split_texts
 
-    save(folder, counted(split_texts(data, "train", model.tokenizer)))
-    renew_manifest(folder)
+    if (data / "train.bin").exists():
+        save(folder, counted(split_texts(data, "train", model.tokenizer)))
+        renew_manifest(folder)
 
 
 def tune_proofreading(

@@ -93,6 +93,10 @@ class GenerationDefaults:
             raise RequestError(f"{path} must hold a JSON object")
         return cls.from_dict(raw, str(path))
 
+    def values(self) -> dict[str, Any]:
+        """All by name; what is nested is shared, not copied, for this is asked with every request."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def settings_for(self, effort: str | None) -> dict[str, Any]:
         """What an effort level changes; nothing for None. Raises RequestError for a level the model doesn't
         have.
