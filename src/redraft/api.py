@@ -14,6 +14,7 @@ import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.editing.hunks import Edit
+from redraft.editing.lexicon import Lexicon
 from redraft.editing.model import Editable, drawn
 from redraft.editing.stream import EditStream, Filling
 from redraft.engine import Commit, Engine, Request, Step, Ticket
@@ -40,7 +41,8 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, backend: str = "a
     folder = resolve(name_or_path)
     tokenizer = Tokenizer.load(folder.path)
     defaults = GenerationDefaults.load(folder.path)
-    return Model(folder.name, load_backend(backend, folder.path), tokenizer, defaults)
+    network, lexicon = load_backend(backend, folder.path), Lexicon.of(folder.path)
+    return Model(folder.name, network, tokenizer, defaults, lexicon=lexicon)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class Model(Editable):
         defaults: GenerationDefaults | None = None,
         max_batch: int = 8,
         memory: int | None = None,
+        lexicon: Lexicon | None = None,
     ) -> None:
-        """max_batch, memory (bytes): see Engine."""
+        """max_batch, memory (bytes): see Engine. lexicon: words that proofreading knows."""
+        self.lexicon = lexicon
         self.name, self.backend, self.tokenizer = name, backend, tokenizer
         self.defaults = defaults or GenerationDefaults(canvas_length=backend.config.canvas_length)
         self.engine = Engine(backend, tokenizer.token_bytes, max_batch, memory)
@@ -123,7 +127,7 @@ class Model(Editable):
         committed at once, 0 to commit a canvas whole. seed: None draws one. ignore_eos: write on past the end of the
         answer. Raises RequestError, one line, for anything that can't be.
         """
-        values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(effort)
+        values = self.defaults.values() | self.defaults.settings_for(effort)
         given = {
             "canvas_length": canvas,
             "threshold": threshold,

@@ -168,12 +168,23 @@ class Heard(Scripted):
 
 
 def proofreader(
-    answers: Answers, follows: Callable[[list[int]], int | None], threshold: float = 0.5, **weights: float
+    answers: Answers,
+    follows: Callable[[list[int]], int | None],
+    threshold: float = 0.5,
+    screen: float = 0.0,
+    **weights: float,
 ) -> tuple[Model, Heard]:
-    """A model that asks its AR self about corrections, with these weights and 0 for all other features."""
-    from redraft.editing.noisy_channel import FEATURES
+    """A model that asks its AR self about corrections, with these weights, 0 for all other features, and no hidden
+    units. screen: log odds of every proposal before it is read."""
+    from redraft.editing.noisy_channel import FEATURES, SHOWN
 
     backend = Heard(answers, follows)
-    channel = {"threshold": threshold, "reach": 12.0, "weights": dict.fromkeys(FEATURES, 0.0) | weights}
+    counts = dict.fromkeys(FEATURES, 0.0) | weights
+    channel = {
+        "threshold": threshold,
+        "screen": dict.fromkeys(SHOWN, 0.0) | {"bias": screen},
+        "units": [],
+        "weights": {name: [w] for name, w in counts.items()},
+    }
     defaults = GenerationDefaults(canvas_length=16, threshold=0.6, max_new_tokens=64, proofread=channel)
     return Model("heard", backend, Tokenizer(FAST, ChatTemplate(TEMPLATE)), defaults), backend

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
-from redraft.engine import OPEN, Commit, Step
+from redraft.editing.editor import Ask, Settled
+from redraft.editing.gap import CANVAS, _Tried
+from redraft.engine import OPEN, Commit, GivenCanvas, Step
 from redraft.errors import RequestError
 from tests.editing.models import IDS, MASK, NULL, Scripted, scripted, tokens, typist
 
@@ -262,6 +265,17 @@ def test_the_length_stays_that_the_ar_self_finds_likeliest_with_what_follows() -
     model, backend = reader(texts, BEFORE + texts[0] + BEHIND)
     assert model.fill(BEFORE, BEHIND, candidates=2).text == texts[0]
     assert [canvas.count(MASK) for _, canvas in backend.seen] == [1, 2]
+
+
+def test_both_selves_say_how_likely_a_fill_is() -> None:
+    probability = np.array([0.5, 0.25, 0.1], np.float32)
+    ids = np.array([5, 6, 7])
+    step = Step(0, 1, 0, ids, np.zeros(3, np.uint8), probability, np.zeros(3, np.float32), 1)
+    canvas = GivenCanvas((OPEN, OPEN, 7), (False, False, True), 2, trial=True)
+    request = scripted(typist("x"))[0].request("x")
+    tried = _Tried(Ask(request, "", ""), canvas, Settled(step, Commit(0, (5, 6), 2, ar_nll=3.0)))
+    assert tried.nll == pytest.approx(3.0 + CANVAS * np.log(8.0))
+    assert tried.ids == [5, 6]
 
 
 def test_longer_ones_are_tried_while_the_longest_is_the_likeliest() -> None:

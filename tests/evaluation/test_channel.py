@@ -11,7 +11,10 @@ from redraft.evaluation.channel import (
     NothingToLearn,
     examples,
     fitted,
+    held_out,
     operating_point,
+    proposed,
+    screened,
     tuned_channel,
 )
 from redraft.evaluation.editors import Pair
@@ -29,29 +32,56 @@ def text(error: bool, *proposals: tuple[float, bool, bool]) -> Examples:
     )
 
 
+def certain(texts: list[Examples], value: float, units: int = 0) -> float:
+    return float(1 / (1 + np.exp(-fitted(texts, units, 2).scores(text(True, (value, True, True)))[0])))
+
+
 def test_weights_are_where_the_likelihood_is_highest() -> None:
     rng = np.random.default_rng(0)
     texts = []
     for value in rng.normal(size=4000):
         right = bool(rng.random() < 1 / (1 + np.exp(1.0 - 2.0 * value)))
         texts.append(text(right, (float(value), right, right)))
-    assert fitted(texts) == pytest.approx([-1.0, 2.0], abs=0.15)
+    direct = fitted(texts, 0, 1)
+    assert direct.matrix[:, 0] == pytest.approx([-1.0, 2.0], abs=0.15)
+    assert direct.units.shape == (0,)
     # at an error, but no mending: half right
-    half = [text(True, (0.0, False, True)) for _ in range(4000)]
-    assert fitted(half) == pytest.approx([0.0, 0.0], abs=1e-6)
+    half = [text(True, (0.0, False, True)) for _ in range(100)]
+    assert certain(half, 0.0) == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(NothingToLearn):
         fitted([text(False, (1.0, False, False)), text(False)])
 
 
+def test_hidden_units_tell_what_no_sum_can() -> None:
+    rng = np.random.default_rng(0)
+    # right between -1 and 1 alone
+    texts = [text(True, (float(v), bool(abs(v) < 1), bool(abs(v) < 1))) for v in rng.uniform(-3, 3, 2000)]
+    assert max(abs(certain(texts, v) - 1 / 3) for v in (-2.0, 0.0, 2.0)) < 0.1
+    assert certain(texts, 0.0, 8) > 0.8
+    assert max(certain(texts, v, 8) for v in (-2.0, 2.0)) < 0.1
+
+
+def test_held_out_scores_come_from_other_texts() -> None:
+    # every fourth text says the opposite of the others; weights that had seen it would lean to it
+    texts = [text(True, (1.0, n % 4 != 0, n % 4 != 0)) for n in range(40)]
+    found = held_out(texts)
+    assert [len(own) for own in found] == [1] * 40
+    assert min(float(own[0]) for n, own in enumerate(found) if n % 4 == 0) > 3
+    assert held_out([text(False, (1.0, False, False))] * 4)[0].shape == (0,)
+
+
 def test_the_operating_point_edits_as_many_right_texts_as_it_may() -> None:
-    weights = np.array([0.0, 1.0])
     right = [text(False, (float(i), False, False), (-9.0, False, False)) for i in range(9)] + [text(False)]
     wrong = [text(True, (99.0, True, True))]
+
+    def point(texts: list[Examples], most: float) -> float:
+        return operating_point(texts, [t.features[:, 1] for t in texts], most)
+
     for most, edits in ((0.0, 0), (0.1, 1), (0.25, 2), (0.89, 8), (0.9, 9)):
-        threshold = operating_point(weights, [*right, *wrong], most)
+        threshold = point([*right, *wrong], most)
         assert sum(1 / (1 + np.exp(-i)) >= threshold for i in range(9)) == edits
-    assert operating_point(weights, right, 1.0) == 0.0
-    assert operating_point(weights, wrong) == 1.0
+    assert point(right, 1.0) == 0.0
+    assert point(wrong, 0.02) == 1.0
 
 
 def test_examples_are_what_the_canvas_proposes_and_whether_it_mends() -> None:
@@ -63,7 +93,8 @@ def test_examples_are_what_the_canvas_proposes_and_whether_it_mends() -> None:
         Pair("go quick it", "go quick it"),
         Pair("go on", "go on"),
     ]
-    found = examples(model, pairs)
+    made = proposed(model, pairs)
+    found = examples(model, pairs, made)
     assert [t.error for t in found] == [True, True, False, False]
     # the likeliest proposal comes first
     assert [t.mends[:1].tolist() for t in found] == [[True], [False], [False], []]
@@ -73,7 +104,12 @@ def test_examples_are_what_the_canvas_proposes_and_whether_it_mends() -> None:
     assert (row["bias"], row["letter"], sum(row[kind] for kind in SLIPS)) == (1.0, 1.0, 1.0)
     # as the editor itself sees them
     model.edit("go qick it")
-    assert backend.checked[-1] in backend.checked[:-1]
+    read = [[*context, *encoded] for context, encoded in backend.checked]
+    assert read[-1] in read[:-1]
+    # a screen that tells the one from the other
+    screen = screened(made)
+    right = [float(screen @ one.shown) for one in made if one.mends]
+    assert min(right) > max(float(screen @ one.shown) for one in made if not one.found)
 
 
 def test_what_is_chosen_is_what_the_defaults_keep() -> None:
@@ -85,4 +121,5 @@ def test_what_is_chosen_is_what_the_defaults_keep() -> None:
     channel = Channel.of(told["proofread"])
     assert channel is not None
     assert channel.threshold < 0.5
-    assert channel.weights["letter"] > 0
+    (mended,) = examples(model, pairs[:1], proposed(model, pairs[:1]))
+    assert channel.scores(mended.features)[mended.mends].min() > 2

@@ -29,6 +29,9 @@ def test_what_a_file_says_replaces_the_defaults(tmp_path: Path) -> None:
         GenerationDefaults().settings_for("low")
 
 
+CHANNEL: dict[str, Any] = {"threshold": 1, "screen": {"bias": 1}, "units": [], "weights": {}}
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -45,10 +48,13 @@ def test_what_a_file_says_replaces_the_defaults(tmp_path: Path) -> None:
         ({"step_costs": {"8": 0}}, "step_costs must map canvas lengths"),
         (
             {"proofread": {"threshold": 0.5}},
-            r"proofread must hold threshold \(from 0 to 1\), reach and weights",
+            r"proofread must hold threshold \(from 0 to 1\), screen \(a number for each name\)",
         ),
-        ({"proofread": {"threshold": 2, "reach": 1, "weights": {}}}, "proofread must hold"),
-        ({"proofread": {"threshold": 1, "reach": 1, "weights": {"bias": True}}}, "proofread must hold"),
+        ({"proofread": CHANNEL | {"threshold": 2}}, "proofread must hold"),
+        ({"proofread": CHANNEL | {"weights": {"bias": [True]}}}, "proofread must hold"),
+        ({"proofread": CHANNEL | {"weights": {"bias": 1}}}, "proofread must hold"),
+        ({"proofread": CHANNEL | {"units": "none"}}, "proofread must hold"),
+        ({"proofread": CHANNEL | {"screen": {"bias": "much"}}}, "proofread must hold"),
         ({"effort": {"low": {"top_k": -1}}}, r"effort\.low\.top_k must be a whole number from 0 up, not -1"),
     ],
 )

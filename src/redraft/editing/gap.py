@@ -2,14 +2,16 @@
 
 Its length is found in one of two ways. By nulls: slots that end as nulls were too many; a gap without any was perhaps
 too small, and is filled again with twice the slots. By comparison, where text follows: it is filled at several lengths,
-and the AR self reads each of them together with the text behind it; the likeliest stays. What is read begins and ends
-at the same places whatever the length, so that -log p needs no correction for it.
+and the AR self reads each of them together with the text behind it; the likeliest for both selves stays. What is read
+begins and ends at the same places whatever the length, so that -log p needs no correction for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from redraft.editing.editor import SEEN, Ask, Editor, Settled, Show, Steps
 from redraft.editing.pieces import Seam, left_seam, right_seam
@@ -18,6 +20,7 @@ from redraft.errors import RequestError
 
 FIRST_SLOTS = 2  # by nulls: more make fills too long, for the trained model thinks few of a gap's slots empty
 CANDIDATES = 4
+CANVAS = 2.0  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
 SPARE = 2  # positions that are left free behind a canvas
 AHEAD = 4  # open slots that stand for a later gap on the canvas of this one
 
@@ -116,7 +119,7 @@ class Gap:
             ask = self._ask([replace(self._canvas(n), trial=True) for n in lengths], nulls=not exact)
             answer = yield ask
             tried = [_Tried(ask, *each) for each in zip(ask.request.canvases, answer.canvases, strict=False)]
-            best = min([best, *tried] if best else tried, key=lambda one: one.ar_nll, default=None)
+            best = min([best, *tried] if best else tried, key=lambda one: one.nll, default=None)
             if len(tried) < len(lengths) or best is not tried[-1] or self._editor.null in best.ids:
                 break
         if best is not None:
@@ -187,9 +190,12 @@ class _Tried:
         return ids
 
     @property
-    def ar_nll(self) -> float:
+    def nll(self) -> float:
+        """In nats, by both selves: -log p of the fill and the text behind it by the AR self, and of the fill by the
+        canvas, each token as it settled. The AR self alone likes what is usual and short, whatever was meant."""
         assert self.settled.commit.ar_nll is not None
-        return self.settled.commit.ar_nll
+        settled = self.settled.probability[: self.canvas.commit].astype(np.float64)
+        return self.settled.commit.ar_nll - CANVAS * float(np.log(np.maximum(settled, 1e-9)).sum())
 
 
 def _without(text: str, held: bytes) -> str:

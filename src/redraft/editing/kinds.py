@@ -9,7 +9,7 @@ from itertools import pairwise
 WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 SLIPS = (
     *("mark", "mark_less", "capital", "small", "space", "space_less"),
-    *("letter", "letters", "repeat"),
+    *("letter", "letters", "repeat", "swap"),
 )
 _MARK = re.compile(r"[^\w\s]|_")
 _INSIDE = re.compile(r"[\w'’]")
@@ -46,7 +46,8 @@ def slip_of(hunk: Hunk) -> str | None:
 
     mark, mark_less: only marks differ, there are fewer; capital, small: only case, there are more capitals or fewer;
     space, space_less: only white space; letter: one letter of a word is another, more, less, or has changed places
-    with its neighbour; letters: up to three letters in a row; repeat: a word said twice.
+    with its neighbour; letters: up to three letters in a row; repeat: a word said twice; swap: two words have changed
+    places.
     """
     before, after = hunk.before.strip(), hunk.after.strip()
     if "".join(before.split()) == "".join(after.split()):
@@ -61,6 +62,8 @@ def slip_of(hunk: Hunk) -> str | None:
         said = [word.lower() for word in around]
         if _within(new, old) and any(a == b for a, b in pairwise(said)):
             return "repeat"
+    if len(old) == 2 and new == old[::-1]:
+        return "swap"
     a, b = differing(before.lower(), after.lower())
     if len(old) == len(new) == 1:
         if one_slip(a, b):

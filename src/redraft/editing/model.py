@@ -15,6 +15,7 @@ from redraft.editing.editor import Editor
 from redraft.editing.fill import fill
 from redraft.editing.gap import CANDIDATES, Limits
 from redraft.editing.hunks import Edit
+from redraft.editing.lexicon import Lexicon
 from redraft.editing.noisy_channel import Channel, NoisyChannel, Reader
 from redraft.editing.pieces import Pieces
 from redraft.editing.selection import rewrite
@@ -36,6 +37,7 @@ class Editable(ABC):
     name: str
     tokenizer: Tokenizer
     defaults: GenerationDefaults
+    lexicon: Lexicon | None
 
     @property
     @abstractmethod
@@ -75,7 +77,7 @@ class Editable(ABC):
         before a gap is read as far as the context goes (its last part, where it is longer), and the first 16 tokens
         behind it. pins: {slot: text}, words that stand from that slot of the gap on (nulls before them drop out); for
         several gaps one mapping each. max_tokens: most slots of a gap. candidates: how many lengths are tried at first
-        (4); the one stays that the AR self finds likeliest together with the text behind it. With 1, and where no text
+        (4); the one stays that both selves find likeliest, the AR self with the text behind it. With 1, and where no text
         follows, the nulls tell the length. slots: the shortest length that is tried (1), or where the nulls tell it how
         many a gap starts with (2), doubled while none stays empty; as many as max_tokens: the gap has just so many.
         stop: texts before which a gap ends. context: what is read before everything, such as messages. sampling:
@@ -174,7 +176,7 @@ class Editable(ABC):
     def reader(self) -> Reader:
         """What proofreading knows of the model's tokens."""
         assert self.config.null_token_id is not None
-        return Reader(self._pieces, self.config.vocab_size, self.config.null_token_id)
+        return Reader(self._pieces, self.config.vocab_size, self.config.null_token_id, self.lexicon)
 
     def _review(self, threshold: float | None) -> NoisyChannel | None:
         """How proposed corrections are checked, for a model that knows how."""
@@ -190,7 +192,7 @@ class Editable(ABC):
         unknown = sampling.keys() - names - {"effort"}
         if unknown:
             raise TypeError(f"unexpected argument {unknown.pop()!r}")
-        values = dataclasses.asdict(self.defaults) | self.defaults.settings_for(sampling.get("effort"))
+        values = self.defaults.values() | self.defaults.settings_for(sampling.get("effort"))
         given = {("max_steps" if name == "steps" else name): sampling.get(name) for name in names}
         values |= {name: value for name, value in given.items() if value is not None}
         values |= {"canvas_length": self.config.canvas_length, "edit_threshold": None, "doubt": None}

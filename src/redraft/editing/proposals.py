@@ -1,15 +1,18 @@
-"""Changes that a canvas proposes of the text it was given: what the denoise role thinks likelier from both sides, and
-words that are spelt nearly as one that it doubts."""
+"""Changes that a canvas proposes of the text it was given: what the denoise role thinks likelier from both sides,
+words that are spelt nearly as one that it doubts or that was never seen, and neighbours that may have changed places.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from redraft.editing.kinds import differing, one_slip
+from redraft.editing.lexicon import Lexicon
 from redraft.editing.pieces import Pieces
 from redraft.engine.given import GivenCanvas
 from redraft.engine.review import Change
@@ -17,6 +20,7 @@ from redraft.engine.review import Change
 DEEPEST = -2.5  # log odds of a proposal, at least, for each slot
 FAINTEST = -9.0  # log probability of a token proposed for a slot, at least
 TOP = 3  # tokens proposed for a slot, at most
+SWAPPED = -10.0  # log odds of two words that change places, at least
 LONGEST = 3  # slots of a proposal in doubt as a whole
 DOUBT = -1.0  # log probability of a word's least likely token, below which its spelling is doubted
 _FIRST, _MORE = re.compile(rb" ?[A-Za-z]+"), re.compile(rb"[A-Za-z]+")
@@ -33,9 +37,11 @@ class Proposal(Change):
 
 
 class Spelling:
-    """The words among a vocabulary's tokens, found by a slip: a letter more, less, other, or swapped."""
+    """The words among a vocabulary's tokens, found by a slip: a letter more, less, other, or swapped. lexicon: words
+    of more tokens."""
 
-    def __init__(self, pieces: Pieces, vocab_size: int) -> None:
+    def __init__(self, pieces: Pieces, vocab_size: int, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
         self._words: dict[int, tuple[bool, str]] = {}
         self._found: dict[tuple[bool, str], list[int]] = {}
         for token in range(vocab_size):
@@ -75,20 +81,20 @@ def proposals(
     slots = np.array(canvas.initial[: canvas.commit])
     reading = _Reading(slots, np.array(canvas.locked[: canvas.commit]), log_p[: canvas.commit], null)
     found: dict[tuple[int, int, tuple[int, ...]], Proposal] = {}
-    for start, new in [
+    words = reading.words(pieces)
+    changes = [
         *reading.runs(),
         *reading.singles(),
         *reading.doubtful(),
-        *reading.near(pieces, spelling),
-    ]:
-        proposal = reading.proposal(start, new)
-        if proposal is None:
-            continue
-        at = int((slots[:start] != null).sum())
-        end = at + int((slots[start : proposal.stop] != null).sum())
-        key = at, end, tuple(t for t in new if t != null)
-        if key not in found or found[key].odds < proposal.odds:
-            found[key] = proposal
+        *reading.near(words, pieces, spelling),
+        *reading.swaps(words, pieces),
+    ]
+    made = [reading.proposal(start, new) for start, new in changes]
+    # Of those that make the same text the likeliest; what the lexicon says comes last, its odds tell of less.
+    for proposal in sorted((p for p in made if p), key=lambda p: -p.odds):
+        found.setdefault(reading.key(proposal), proposal)
+    for proposal in reading.respelt(words, pieces, spelling.lexicon):
+        found.setdefault(reading.key(proposal), proposal)
     return sorted(found.values(), key=lambda p: (-p.odds, p.start, p.slots))
 
 
@@ -124,6 +130,12 @@ class _Reading:
                 self.other[row], self.others[row] = others[0], others[:TOP]
                 self.loose[row] = True
 
+    def key(self, proposal: Proposal) -> tuple[int, int, tuple[int, ...]]:
+        """The same for proposals that make the same text."""
+        at = int((self.slots[: proposal.start] != self.null).sum())
+        end = at + int((self.slots[proposal.start : proposal.stop] != self.null).sum())
+        return at, end, tuple(t for t in proposal.slots if t != self.null)
+
     def proposal(self, start: int, new: list[int]) -> Proposal | None:
         """None where it leaves the text as it is."""
         span = self.slots[start : start + len(new)]
@@ -151,12 +163,14 @@ class _Reading:
                     for j in range(i + 2, stop + 1):
                         yield i, self.other[i:j].tolist()
 
-    def near(self, pieces: Pieces, spelling: Spelling) -> Iterator[tuple[int, list[int]]]:
+    def near(
+        self, words: Sequence[tuple[int, int]], pieces: Pieces, spelling: Spelling
+    ) -> Iterator[tuple[int, list[int]]]:
         """Words that are spelt nearly as one in doubt, the likeliest of them."""
-        for start, stop in self._words(pieces):
+        for start, stop in words:
             if self.own[start:stop].min() >= DOUBT:
                 continue
-            text = pieces.join([t for t in self.slots[start:stop].tolist() if t != self.null]).decode()
+            text = self._text(start, stop, pieces)
             if len(text.strip()) < 2:
                 continue
             tokens = spelling.near(text)
@@ -164,8 +178,44 @@ class _Reading:
                 if np.isfinite(self.log_p[start, token]):
                     yield start, [token, *[self.null] * (stop - start - 1)]
 
-    def _words(self, pieces: Pieces) -> Iterator[tuple[int, int]]:
+    def respelt(
+        self, words: Sequence[tuple[int, int]], pieces: Pieces, lexicon: Lexicon
+    ) -> Iterator[Proposal]:
+        """What the lexicon knows nearly as a word that it doesn't know, the likeliest by their first tokens, of which
+        odds and fit tell."""
+        for start, stop in words:
+            text = self._text(start, stop, pieces)
+            behind = b"" if stop == len(self.slots) else pieces[int(self.slots[stop])]
+            if behind.startswith(b"'"):  # a part of a word
+                continue
+            space = " " * text.startswith(" ")
+            found: list[tuple[float, list[int]]] = []
+            for other in lexicon.respelt(text.strip()):
+                new = pieces.encode(space + other)
+                fit = float(self.log_p[start, new[0]])
+                if len(new) <= stop - start and np.isfinite(fit):
+                    found.append((fit + float(np.log(lexicon.count(other) or 1)), new))
+            for _, new in sorted(found, key=lambda one: (-one[0], one[1]))[:TOP]:
+                padded = (*new, *[self.null] * (stop - start - len(new)))
+                fit = float(self.log_p[start, new[0]])
+                own = self.own[start:stop]
+                yield Proposal(start, padded, fit - float(own[0]), fit, float(own.min()))
+
+    def swaps(self, words: Sequence[tuple[int, int]], pieces: Pieces) -> Iterator[tuple[int, list[int]]]:
+        """Two words of one token each, exchanged."""
+        for (a, stop), (b, end) in pairwise(words):
+            between = self.slots[a + 1 : b].tolist()
+            if stop > a + 1 or end > b + 1 or any(token != self.null for token in between):
+                continue
+            first, second = int(self.slots[a]), int(self.slots[b])
+            if not all(pieces[token].startswith(b" ") for token in (first, second)):
+                continue
+            if self.log_p[a, second] + self.log_p[b, first] - self.own[a] - self.own[b] > SWAPPED:
+                yield a, [second, *between, first]
+
+    def words(self, pieces: Pieces) -> list[tuple[int, int]]:
         """Slots of each word of letters, from its first token to its last."""
+        found: list[tuple[int, int]] = []
         slot, count = 0, len(self.slots)
         while slot < count:
             if not self.free[slot] or not _FIRST.fullmatch(pieces[int(self.slots[slot])]):
@@ -178,8 +228,12 @@ class _Reading:
                         break
                     stop = at + 1
                 at += 1
-            yield slot, stop
+            found.append((slot, stop))
             slot = stop
+        return found
+
+    def _text(self, start: int, stop: int, pieces: Pieces) -> str:
+        return pieces.join([t for t in self.slots[start:stop].tolist() if t != self.null]).decode()
 
 
 def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:

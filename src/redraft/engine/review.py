@@ -1,7 +1,8 @@
 """Canvases whose changes are proposed from both sides and checked from the left before they are made: a noisy channel.
 
-The denoise role reads a given canvas once and proposes changes; the encode role then reads the text as it stands, and
-what it says decides. What to propose and how to weigh it is the caller's (editing/noisy_channel.py).
+The denoise role reads a given canvas once and proposes changes; the encode role then reads the text as it stands
+and with each of them, and what it says decides. What to propose and how to weigh it is the caller's
+(editing/noisy_channel.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class Change:
     def stop(self) -> int:
         return self.start + len(self.slots)
 
+    def made(self, slots: Sequence[int]) -> list[int]:
+        """A canvas's slots with the change."""
+        return [*slots[: self.start], *self.slots, *slots[self.stop :]]
+
 
 class Review(Protocol):
     def propose(self, canvas: GivenCanvas, log_p: np.ndarray) -> Sequence[Change]:
@@ -34,11 +39,11 @@ class Review(Protocol):
         ...
 
     def decide(
-        self, canvas: GivenCanvas, changes: Sequence[Change], log_p: np.ndarray
+        self, canvas: GivenCanvas, changes: Sequence[Change], log_p: Sequence[np.ndarray]
     ) -> Sequence[tuple[Change, float]]:
-        """Those of `changes` that are made, disjoint, each with its probability of being right. log_p: float32
-        [n + 1, V] of the encode role: row j predicts token j of the canvas's n tokens as they stand (its slots
-        without nulls), the last what follows them."""
+        """Those of `changes`, which were proposed, that are made, disjoint, each with its probability of being right.
+        log_p: float32 [n + 1, V] of the encode role for the text as it stands, and then with each of the changes: row
+        j predicts token j of the canvas's n tokens (its slots without nulls), the last what follows them."""
         ...
 
 

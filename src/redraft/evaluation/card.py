@@ -27,8 +27,9 @@ class About:
         "has services that the training split lacks."
     )
     terms: str = (
-        "The weights are under CC BY-SA 4.0 like the text they were trained on: name the dataset, and pass on what you "
-        "make of them under the same licence. The program that runs them is under Apache-2.0."
+        "The weights, and the words of that text with their counts (words.txt, by which proofreading knows what was "
+        "ever written), are under CC BY-SA 4.0 like the text they were trained on: name the dataset, and pass on what "
+        "you make of them under the same licence. The program that runs them is under Apache-2.0."
     )
     datasets: tuple[str, ...] = ("schema_guided_dstc8",)
     language: str = "en"

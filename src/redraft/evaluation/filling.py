@@ -4,8 +4,8 @@ A gap is some words in the middle of a turn. It is filled with its length unknow
 lengths are compared), once with more lengths and once with the nulls alone to tell it; with as many tokens as it really
 has (the oracle length, no slot may stay empty); and by AR, greedy, which goes on from the text before it for as many
 tokens. Measured are exact matches, and how likely the AR self finds what fills the gap together with the text behind
-it: a fill that doesn't join on makes what follows unlikely. Lengths are compared by that same likelihood, so that it
-flatters the ways that compare; exact matches don't.
+it: a fill that doesn't join on makes what follows unlikely. Lengths are compared by that same likelihood, for the most
+part, so that it flatters the ways that compare; exact matches don't.
 """
 
 from __future__ import annotations

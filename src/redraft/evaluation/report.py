@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ AT_LEVEL = (
     "speed",
     "latency",
 )  # measured at the fastest level that is as good as AR; the others set their canvases
-TUNING_TEXTS = 4000
+TUNING_TEXTS = 5000
 PROOFREAD_SEED = (
     2  # of the texts that are published; those of seed 0 were looked at while proofreading was made
 )
@@ -91,6 +92,8 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
     data = arguments.data
     options = Options(arguments.model, arguments.backend, folder, data, quick=arguments.quick)
     if "proofread" in wanted and arguments.tune and data is not None:
+        write_lexicon(folder, model, data)
+        model = redraft.load(arguments.model, backend=arguments.backend)
         tune_proofreading(folder, model, data, arguments.quick, say)
         model = redraft.load(arguments.model, backend=arguments.backend)
     if "training" in wanted and arguments.runs:
@@ -157,10 +160,14 @@ def _edits(
 
 
 def tune(folder: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Rewrites the model's generation_config.json; changed: from what it holds to what was measured."""
+    """Rewrites the model's generation_config.json, a row of numbers on one line; changed: from what it holds to what
+    was measured."""
     path = folder / GENERATION_CONFIG
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_atomically(path, (json.dumps(changed(raw), indent=2) + "\n").encode())
+    told = re.sub(
+        r"\[[-\d.e,\s]*\]", lambda row: " ".join(row[0].split()), json.dumps(changed(raw), indent=2)
+    )
+    write_atomically(path, (told + "\n").encode())
     renew_manifest(folder)
 
 
@@ -168,6 +175,16 @@ def _costs_here(model: Model, data: Path | None) -> dict[str, float]:
     """What an evaluation costs by canvas length on this machine, which canvases of changing length choose by."""
     (prompt,) = pick_prompts(load_dialogues(model.tokenizer, data), 1, 1)
     return step_costs(costs(model, unpadded(model.backend), prompt))
+
+
+def write_lexicon(folder: Path, model: Model, data: Path) -> None:
+    """The words of the training texts, for proofreading; where there are none the folder's stay as they are."""
+    from redraft.editing.lexicon import counted, save
+    from redraft.evaluation.damaged import split_texts
+
+    if (data / "train.bin").exists():
+        save(folder, counted(split_texts(data, "train", model.tokenizer)))
+        renew_manifest(folder)
 
 
 def tune_proofreading(

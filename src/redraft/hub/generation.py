@@ -27,8 +27,8 @@ class GenerationDefaults:
     to noise; None never, one of the two at most. slide: leading settled slots that leave the canvas at once, 0 to
     commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
     its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
-    None for canvas_length. proofread: {"threshold", "reach", "weights"} of editing.noisy_channel, empty where the AR
-    self has no say in proofreading. effort: for each level of the dial the settings it changes.
+    None for canvas_length. proofread: {"threshold", "screen", "units", "weights"} of editing.noisy_channel, empty
+    where the AR self has no say in proofreading. effort: for each level of the dial the settings it changes.
     """
 
     canvas_length: int | Literal["auto"] = 16
@@ -67,7 +67,8 @@ class GenerationDefaults:
             )
         if not _is_channel(values.get("proofread", {})):
             raise RequestError(
-                f"{source}: proofread must hold threshold (from 0 to 1), reach and weights, a number for each name"
+                f"{source}: proofread must hold threshold (from 0 to 1), screen (a number for each name), units "
+                "(numbers) and weights (numbers for each name)"
             )
         for prefix, settings in [
             ("", values),
@@ -91,6 +92,10 @@ class GenerationDefaults:
         if not isinstance(raw, dict):
             raise RequestError(f"{path} must hold a JSON object")
         return cls.from_dict(raw, str(path))
+
+    def values(self) -> dict[str, Any]:
+        """All by name; what is nested is shared, not copied, for this is asked with every request."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def settings_for(self, effort: str | None) -> dict[str, Any]:
         """What an effort level changes; nothing for None. Raises RequestError for a level the model doesn't
@@ -147,15 +152,20 @@ def _is_channel(told: Any) -> bool:
     """Whether `proofread` is empty or has its three entries."""
     if told == {}:
         return True
-    if not isinstance(told, dict) or told.keys() != {"threshold", "reach", "weights"}:
+    if not isinstance(told, dict) or told.keys() != {"threshold", "screen", "units", "weights"}:
         return False
-    weights = told["weights"]
+    weights, screen = told["weights"], told["screen"]
     return (
         _RULES["threshold"].allows(told["threshold"])
-        and _WEIGHT.allows(told["reach"])
         and isinstance(weights, dict)
-        and all(_WEIGHT.allows(weight) for weight in weights.values())
+        and isinstance(screen, dict)
+        and _are_numbers(list(screen.values()))
+        and all(_are_numbers(row) for row in (told["units"], *weights.values()))
     )
+
+
+def _are_numbers(row: Any) -> bool:
+    return isinstance(row, list) and all(_WEIGHT.allows(weight) for weight in row)
 
 
 _COST = _Rule(float, 0, math.inf, above_low=True)
