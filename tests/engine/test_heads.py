@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,8 @@ def proposals(model: Denoiser, backend: Any = None, **changes: Any) -> list[tupl
     seen: list[tuple[int, ...]] = []
 
     class Told(Verified):
-        def _propose(self, shown: np.ndarray, sure: np.ndarray) -> None:
-            super()._propose(shown, sure)
+        def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
+            super()._propose(slots)
             seen.append(self._proposal)
 
     on = backend or TorchBackend(model)
