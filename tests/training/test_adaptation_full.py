@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 import redraft
 from redraft.denoiser import families
-from redraft.engine.backends.onnx_backend import OnnxBackend
+from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
 from redraft.engine.backends.onnx_export import export
 from redraft.errors import RequestError
 from redraft.hub import store
@@ -195,6 +196,15 @@ def test_products_in_bfloat16_learn_float32_weights(data: Path, tmp_path: Path) 
     plain = Adaptation(full(data, losses={"keep": 0.5}), tmp_path / "plain", resume=False)
     assert told[0]["loss"] == pytest.approx(plain.step()["loss"], rel=0.05)
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_a_large_model_made_of_an_ar_base_keeps_the_precision_of_its_outliers(
+    data: Path, tmp_path: Path
+) -> None:
+    small = Adaptation(full(data), tmp_path / "run", resume=False).model.config
+    large = replace(small, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
+    assert choose_precision(large) == "mixed"
+    assert choose_precision(replace(large, shift=False)) == "int8"  # as models of our own have it
 
 
 def test_flops_of_a_step(data: Path, tmp_path: Path) -> None:
