@@ -152,7 +152,7 @@ class Model(Editable):
                 values["canvas_length"] = self.config.canvas_length
         if check == 0:
             values["check_ratio"] = None
-        costs = self._step_costs(values)
+        costs, measured = self._step_costs(values), StepCosts.of(self.defaults.step_costs)
         request = Request(
             prompt=tuple(self.encode(prompt)),
             decode=decode,
@@ -163,7 +163,8 @@ class Model(Editable):
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
-            row_cost=StepCosts.of(self.defaults.step_costs).row,
+            row_cost=measured.row,
+            canvas_cost=measured.canvas,
             seed=drawn(seed),
         )
         request.check(self.config)

@@ -104,3 +104,13 @@ def test_other_modes_write_as_before(decode: str) -> None:
     assert [told(t) for t in run(requests)] == [
         told(t) for t in run([replace(r, step_costs=None) for r in requests])
     ]
+
+
+def test_a_canvas_and_a_row_cost_what_the_table_says() -> None:
+    plain = StepCosts(((4, 1.3), (8, 1.7), (16, 2.5)))  # a row is 0.1, and nothing comes besides
+    assert plain.row == pytest.approx(0.1)
+    assert plain.canvas == pytest.approx(0.0)
+    adapted = StepCosts(((4, 2.0), (8, 2.4), (16, 3.2)))
+    assert adapted.row == pytest.approx(0.1)
+    assert adapted.canvas == pytest.approx(0.7)
+    assert StepCosts(((4, 1.0), (16, 0.9))).row == 0.0

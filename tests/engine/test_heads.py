@@ -138,11 +138,12 @@ def test_a_confidence_that_cuts_everything_gives_ar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("odds", "row_cost"), [(0.0, 0.05), (2.0, 0.2), (2.0, 0.05), (30.0, 0.2), (0.0, 0.0)]
+    ("odds", "row_cost"), [(0.0, 0.06), (-1.0, 0.06), (2.0, 0.05), (30.0, 0.06), (0.0, 0.0)]
 )
 def test_a_draft_is_cut_where_its_chance_no_longer_pays_for_a_row(odds: float, row_cost: float) -> None:
     chance = 1 / (1 + np.exp(-odds))
-    due = sum(chance**k >= 2 * row_cost for k in range(1, 8))  # an answer is begun at a pace of 2
+    worth = min(1, (1 + 2 * 8 * row_cost) / 2)  # of a token: an answer is begun at a pace of 2
+    due = sum(chance**k >= row_cost / worth for k in range(1, 8))
     assert len(proposals(sure(with_heads(), odds), row_cost=row_cost)[0]) == due
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from redraft.engine import Commit, Engine, Request, Step, Ticket
 from redraft.engine.request import DRAFT_LAYOUTS
+from redraft.engine.writers.verified import Verified
 from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NULL, VOCAB, backend, finish, prompt, run, token_bytes, told
 
@@ -45,6 +46,7 @@ def options(seed: int) -> dict[str, Any]:
         "draft_steps": int(rng.choice([1, 1, 2, 3])),
         "draft_layout": DRAFT_LAYOUTS[int(rng.integers(4))],
         "row_cost": float(rng.choice([0.0, 0.1, 0.3])),
+        "canvas_cost": float(rng.choice([0.0, 0.0, 0.7])),
     }
 
 
@@ -71,8 +73,6 @@ def test_verified_is_ar_for_hundreds_of_requests_in_mixed_batches() -> None:
 
 def evaluations(right: int, layout: str) -> int:
     """Of 29 tokens, when the first `right` of a canvas's 7 proposed tokens are AR's own and the next is not."""
-    from redraft.engine.writers.verified import Verified
-
     settings = SamplerSettings(canvas_length=8, temperature=0.8)
     given: dict[str, Any] = {"max_tokens": 29, "ignore_eos": True, "seed": 3, "draft_layout": layout}
     answer = told(run([Request(prompt(), "ar", settings, **given)])[0])[0]
@@ -100,6 +100,23 @@ def test_a_branch_saves_the_evaluation_behind_a_mistake() -> None:
     """With 2 of 7 right an evaluation brings 3 tokens; what was drafted behind all 7 is lost, a branch is not."""
     assert evaluations(2, "branches") == 1 + 9
     assert evaluations(2, "strided") == evaluations(2, "separate") == 14  # 1, 3, 1, 3, … tokens
+
+
+def test_where_drafts_never_pay_few_are_made() -> None:
+    """With what a canvas costs beyond all hope, one is tried every ninth evaluation, and the answer stays AR's."""
+    settings = SamplerSettings(canvas_length=8)
+    given: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "canvas_cost": 9.0}
+    ar, verified = (Request(prompt(), mode, settings, **given) for mode in ("ar", "verified"))
+    writer = Verified(verified, backend().config, backend().new_context(96), token_bytes)
+    canvases = []
+    while not writer.done:
+        planned = writer.plan()
+        canvases.append(planned.canvas is not None)
+        writer.absorb(backend().forward([planned])[0])
+    assert tuple(writer.output.tokens) == told(run([ar])[0])[0]
+    made = np.flatnonzero(canvases)
+    assert len(made) >= 4
+    assert (np.diff(made) >= 9).all()
 
 
 def test_a_sharp_model_agrees_with_itself_now_and_then() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from redraft.errors import RequestError
 
 RECENT = 32  # evaluations that count: some canvases' worth, so that harder text is noticed within a sentence
-FEW_ROWS = 16  # rows of an evaluation that verifies a draft and makes the next
+FEW_ROWS = 4, 16  # of evaluations that verify a draft and make the next
 LEAST = 4  # evaluations below which the history says too little: a short canvas is then the smallest mistake
 CHANCES = (*(i / 64 for i in range(64)), 1.0)  # values of q that are tried
 
@@ -67,8 +67,15 @@ class StepCosts:
 
     @property
     def row(self) -> float:
-        """Cost of one more row in an evaluation of few, in AR steps."""
-        return max(0.0, self.at(FEW_ROWS) - 1.0) / (FEW_ROWS - 1)
+        """Cost of one more row in an evaluation of a few, in AR steps."""
+        few, more = FEW_ROWS
+        return max(0.0, self.at(more) - self.at(few)) / (more - few)
+
+    @property
+    def canvas(self) -> float:
+        """What a canvas costs besides its rows: where an adapter runs on its rows alone, its nodes."""
+        few = FEW_ROWS[0]
+        return max(0.0, self.at(few) - 1.0 - (few - 1) * self.row)
 
     def at(self, rows: float) -> float:
         """Cost of an evaluation of so many rows: on the line through the two lengths of the table that are nearest,

@@ -49,7 +49,7 @@ class Request:
     number of tokens that may be accepted (many rows, which a GPU hardly feels); "separate" spends two smaller
     evaluations; "auto" weighs each of these canvases by its chance, by what a row costs and by what evaluations bring.
     row_cost: the cost of one more row in an evaluation, where a single row costs 1 (0.03 to 0.1 on two cores, near 0 on
-    a GPU).
+    a GPU); canvas_cost: what a canvas costs besides its rows (an adapter's nodes).
 
     check_ratio: diffusion's canvases are checked by the AR self, which reads them anyway when they are committed: a
     token stands where it has at least this share of the probability of AR's own choice, else AR's choice takes its
@@ -86,6 +86,7 @@ class Request:
     draft_steps: int = 1
     draft_layout: str = "auto"
     row_cost: float = 0.03
+    canvas_cost: float = 0.0
     check_ratio: float | None = None
     watched: bool = True
     allow: Allow | None = None
@@ -109,8 +110,10 @@ class Request:
             raise RequestError(
                 f"draft_layout {self.draft_layout!r} is unknown; one of {', '.join(DRAFT_LAYOUTS)}"
             )
-        if not (isinstance(self.row_cost, int | float) and 0 <= self.row_cost < math.inf):
-            raise RequestError(f"row_cost must be a number of at least 0, not {self.row_cost!r}")
+        for name in ("row_cost", "canvas_cost"):
+            cost = getattr(self, name)
+            if not (isinstance(cost, int | float) and 0 <= cost < math.inf):
+                raise RequestError(f"{name} must be a number of at least 0, not {cost!r}")
         if self.check_ratio is not None and not (
             isinstance(self.check_ratio, int | float) and 0 < self.check_ratio <= 1
         ):

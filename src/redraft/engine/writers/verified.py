@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -25,18 +26,25 @@ from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
 READ_AT_ONCE = 5  # slots of a draft
-BEFORE = 4  # evaluations that an answer's pace is begun with
+BEFORE = 4  # evaluations that an answer's pace is begun with, and drafts its luck with drafts
+BEGUN_WITH = 2.0  # tokens that each of these brought, the AR self's own among them
+FORGET = 0.9  # of the luck so far at each draft
+TRY_AGAIN = 8  # evaluations without a canvas after which one is tried where drafts don't pay
 
 
 class Verified(Writer):
     encode_prompt = "last"
     canvas: Canvas | None = None  # one that needs more steps
     _proposal: tuple[int, ...] = ()
-    _sure: tuple[
-        float, ...
-    ] = ()  # the chance that each token of the proposal is right if those before it are
+    _sure: tuple[float, ...] = ()  # chances that a token of the proposal is right if those before it are
+    _bare = 0  # evaluations since the last with a canvas
     _chances: np.ndarray  # of each slot of the canvas what the confidence head last said
     _drafts: dict[int, Canvas]  # canvases under way, by how many tokens of the proposal they stand behind
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        # Of the last drafts, older ones counting less: how many, and how many of their tokens were accepted.
+        self._tried, self._kept = float(BEFORE), BEFORE * (BEGUN_WITH - 1)
 
     @cached_property
     def _at_once(self) -> bool:
@@ -72,6 +80,7 @@ class Verified(Writer):
         self._proposal = self._proposal[:room]
         encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
         self._drafts = self._begin(room - len(self._proposal))
+        self._bare = 0 if self._drafts else self._bare + 1
         if not self._drafts:
             return Pass(self.context, encode, "all")
         canvases = list(self._drafts.values())
@@ -107,9 +116,8 @@ class Verified(Writer):
         )
         if request.draft_steps > 1:
             return canvas
-        return canvas.after(
-            settled=_first(settings.canvas_length)
-        )  # nobody asks what the first would have been
+        # Nobody asks what the first would have been.
+        return canvas.after(settled=_first(settings.canvas_length))
 
     def after_pass(self, result: PassResult) -> list[Event]:
         events: list[Event] = []
@@ -172,10 +180,9 @@ class Verified(Writer):
         self.canvas = None
         tokens: list[int] = []
         chances: list[float] = []
-        chance, least = (
-            1.0,
-            self.request.row_cost * self._pace if self.request.draft_layout == "auto" else 0.0,
-        )
+        chance, least = 1.0, 0.0
+        if self.request.draft_layout == "auto":
+            least = self.request.row_cost / self._worth
         for token, own in slots:
             if token in self._special:
                 continue
@@ -188,26 +195,42 @@ class Verified(Writer):
 
     def _worth_drafting(self, slots: int) -> list[int]:
         """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it. Each costs `slots`
-        rows, for nothing unless just so many are accepted; without it the next pass has these rows and no more to
-        verify than one token.
+        rows, and all together what a canvas costs whatever its length, for nothing unless just so many are accepted;
+        without it the next pass has this canvas and no more to verify than one token.
         """
         layout, most = self.request.draft_layout, len(self._proposal)
+        if layout == "auto" and not most:
+            return [0] if self._drafts_pay(slots) else []
         if not most or layout == "strided":
             return [most]
         if layout == "separate":
             return []
         if layout == "branches":
             return list(range(most + 1))
-        rows = self.request.row_cost * slots
+        rows, canvas = self.request.row_cost * slots, self.request.canvas_cost
         sure = np.array([*self._sure[:most], 0.0])
         exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
-        saved = (1 + rows) * (1 - 1 / self._pace)  # that pass, less what its token costs otherwise
-        return np.flatnonzero(exactly * saved >= rows).tolist()
+        gain = exactly * (1 + canvas + rows - self._worth) - rows
+        chosen = np.flatnonzero(gain >= 0)
+        return chosen.tolist() if gain[chosen].sum() >= canvas else []
+
+    def _drafts_pay(self, slots: int) -> bool:
+        """Whether drafts have lately brought what their canvas costs, and their own rows in the evaluation that verifies
+        them. An evaluation without is an AR step: text that can't be guessed costs little more than with AR."""
+        cost = self.request.canvas_cost + self.request.row_cost * (2 * slots - 1)
+        return self._kept / self._tried >= cost or self._bare >= TRY_AGAIN
+
+    @property
+    def _worth(self) -> float:
+        """What a token costs, in AR steps: a usual evaluation's cost over the tokens that evaluations bring."""
+        request = self.request
+        usual = 1 + request.canvas_cost + 2 * request.row_cost * request.sampler.canvas_length
+        return min(1.0, usual / self._pace)
 
     @property
     def _pace(self) -> float:
-        """Tokens an evaluation so far, begun as if a few had brought two each: a token is worth 1 / pace."""
-        return (len(self.output.tokens) + 2 * BEFORE) / (self.nfe + BEFORE)
+        """Tokens an evaluation so far, begun as if a few had brought two each."""
+        return (len(self.output.tokens) + BEGUN_WITH * BEFORE) / (self.nfe + BEFORE)
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
@@ -240,6 +263,9 @@ class Verified(Writer):
             if token != guess:
                 break
         wrong = len(self._proposal) - (len(chosen) - 1)
+        if self._proposal:
+            self._tried = FORGET * self._tried + 1
+            self._kept = FORGET * self._kept + len(chosen) - 1
         if wrong:
             self.context.truncate(self.context.length - wrong)
         self._proposal = ()
