@@ -177,11 +177,16 @@ def test_an_adapter_that_does_not_fit_is_refused(change: Any, said: str) -> None
         AdaptedOnnxBackend.of(model.config, weights(), own, SETTINGS, threads=1)
 
 
+@pytest.mark.parametrize("draft_steps", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["strided", "branches", "separate"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_verified_gives_the_tokens_of_ar(temperature: float) -> None:
+def test_verified_gives_the_tokens_of_ar(temperature: float, layout: str, draft_steps: int) -> None:
+    """The base's rows are shifted: what a first slot would have been is the last clean row's to say, and forgotten
+    where a draft is rejected."""
     backend = on_onnx()
     sampler = SamplerSettings(canvas_length=6, max_steps=6, temperature=temperature)
     common = {"prompt": prompt(), "max_tokens": 20, "seed": 2, "sampler": sampler, "eos_ids": (EOS,)}
+    common |= {"draft_steps": draft_steps, "draft_layout": layout}
     ((verified,), (ar,)) = (run([Request(decode=d, **common)], backend) for d in ("verified", "ar"))  # type: ignore[arg-type]
     assert verified.writer is not None
     assert ar.writer is not None

@@ -114,7 +114,7 @@ class Verified(Writer):
         canvas = begin(
             settings, self.vocabulary, request.key, position, chosen=chosen, watched=request.watched
         )
-        if request.draft_steps > 1:
+        if request.draft_steps > 1 and not self.config.shift:
             return canvas
         # Nobody asks what the first would have been.
         return canvas.after(settled=_first(settings.canvas_length))
@@ -215,8 +215,8 @@ class Verified(Writer):
         return chosen.tolist() if gain[chosen].sum() >= canvas else []
 
     def _drafts_pay(self, slots: int) -> bool:
-        """Whether drafts have lately brought what their canvas costs, and their own rows in the evaluation that verifies
-        them. An evaluation without is an AR step: text that can't be guessed costs little more than with AR."""
+        """Whether drafts have lately brought what their canvas costs, and their own rows in the evaluation that
+        verifies them. An evaluation without is an AR step: text that can't be guessed costs little more than with AR."""
         cost = self.request.canvas_cost + self.request.row_cost * (2 * slots - 1)
         return self._kept / self._tried >= cost or self._bare >= TRY_AGAIN
 
