@@ -105,9 +105,9 @@ def test_heads_are_trained_behind_a_run_and_measured(data: Path, tmp_path: Path,
     last = adapt(behind(data, trained, train=train), tmp_path / "heads")
     before, after = weights(trained), weights(tmp_path / "heads")
     for name, value in before.items():
-        if name.startswith(adapters.PREFIX):  # of the checkpoint itself
+        if name.startswith("average/"):  # of the checkpoint itself
             assert torch.equal(after[name], value), name
-    assert any(name.startswith(adapters.HEADS) for name in after)
+    assert any(name.startswith(f"average/{adapters.HEADS}") for name in after)
     records = [json.loads(line) for line in (tmp_path / "heads" / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in records if "loss" in r]
     for name, sign in (("doubt", -1), ("kl", -1), ("accept", 1)):
@@ -119,7 +119,7 @@ def test_heads_are_trained_behind_a_run_and_measured(data: Path, tmp_path: Path,
     for name in ("valid_reached", "valid_right", "valid_confidence_error"):
         assert len(final[name]) == 5
         assert all(0 <= x <= 1 for x in final[name])
-    held = after[f"{adapters.HEADS}confidence_scale"]
+    held = after[f"average/{adapters.HEADS}confidence_scale"]
     assert (held[1:] != 1).any()
     model = redraft.load(tmp_path / "heads", backend="torch")
     assert (tmp_path / "heads" / last.name) == last
@@ -145,7 +145,7 @@ def test_a_run_can_start_from_one_with_the_same_heads(data: Path, tmp_path: Path
     again = Adaptation(behind(data, tmp_path / "heads"), tmp_path / "again", resume=False)
     held = weights(tmp_path / "heads")
     for name, p in adapters.adapter_of(again.model).named_tensors().items():
-        assert torch.equal(p, held[name]), name
+        assert torch.equal(p, held[f"average/{name}"]), name
 
 
 @pytest.mark.parametrize(
