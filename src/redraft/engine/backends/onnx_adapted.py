@@ -28,9 +28,15 @@ class AdaptedOnnxBackend:
 
     @classmethod
     def load(
-        cls, folder: str | Path, precision: Precision | None = None, threads: int = 0, spinning: bool = True
+        cls,
+        folder: str | Path,
+        precision: Precision | None = None,
+        threads: int = 0,
+        spinning: bool = True,
+        largest: int = 0,
     ) -> OnnxBackend:
-        """An adapter's folder; its base is found by the name it gives. precision None chooses by size.
+        """An adapter's folder; its base is found by the name it gives. precision None chooses by size; largest: as
+        OnnxBackend takes it.
 
         Raises RequestError when the two don't belong together.
         """
@@ -43,7 +49,7 @@ class AdaptedOnnxBackend:
         weights = read_tensors(base, *([] if family is None else [family.rename]))
         own = entries(folder / ADAPTER_WEIGHTS)
         adapter = Tensors({name.removeprefix(PREFIX): entry for name, entry in own.items()})
-        return cls.of(config, weights, adapter, settings, precision, threads, spinning, str(folder))
+        return cls.of(config, weights, adapter, settings, precision, threads, spinning, str(folder), largest)
 
     @classmethod
     def of(
@@ -56,6 +62,7 @@ class AdaptedOnnxBackend:
         threads: int = 0,
         spinning: bool = True,
         source: str = "the adapter",
+        largest: int = 0,
     ) -> OnnxBackend:
         """config: the adapted model's."""
         precision = precision or choose_precision(config)
@@ -70,7 +77,15 @@ class AdaptedOnnxBackend:
                 shapes = f"{list(own[weight.name].shape)} where {list(weight.shape)} is wanted"
                 raise RequestError(f"{source} doesn't fit its base: {weight.name} is {shapes}")
         made = OnnxBackend(
-            config, base, precision, threads, spinning, source=source, adapter=own, rank=settings.rank
+            config,
+            base,
+            precision,
+            threads,
+            spinning,
+            source=source,
+            largest=largest,
+            adapter=own,
+            rank=settings.rank,
         )
         heads = {n.removeprefix(HEADS): adapter[n] for n in adapter if n.startswith(HEADS)}
         output = base[HEAD] if any(settings.heads) and HEAD in base else made.embeddings

@@ -149,11 +149,20 @@ class OnnxBackend:
             self._graphs[key] = build_graph(self.config, self.precision, groups=groups, rank=rank)
         return self._graphs[key]
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """What its graph reads, by name, an adapter's numbers among them."""
+        return self._weights
+
+    def graph(self, places: Mapping[str, Mapping[str, str]]) -> Graph:
+        """Its network for any rows, whose weights lie at these places (see build_graph)."""
+        return build_graph(self.config, self.precision, places, rank=self._rank)
+
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
         self._groups = self._crews = 1
-        runner = self._made(session, Kind(1))
-        self._runners = dict.fromkeys([(Kind(1), 0), (Kind(self.threads), 0)], runner)
+        kinds = [Kind(threads, gated=bool(self._rank)) for threads in (1, self.threads)]
+        self._runners = dict.fromkeys([(kind, 0) for kind in kinds], self._made(session, kinds[0]))
 
     def _made(self, session: Any, kind: Kind) -> Runner:
         names = self._graph(kind.groups, kind.gated).inputs
@@ -182,6 +191,7 @@ class OnnxBackend:
         threads: int = 0,
         spinning: bool = True,
         exact: bool = True,
+        largest: int = 0,
         **overrides: Any,
     ) -> OnnxBackend:
         """A folder of ours or of another family, config.json and safetensors; precision None chooses by size.
@@ -191,9 +201,8 @@ class OnnxBackend:
         config = families.load_config(folder, **overrides)
         family = families.identify(read_config(folder), str(folder))
         tensors = read_tensors(folder, *([] if family is None else [family.rename]))
-        return cls(
-            config, tensors, precision or choose_precision(config), threads, spinning, exact, str(folder)
-        )
+        precision = precision or choose_precision(config)
+        return cls(config, tensors, precision, threads, spinning, exact, str(folder), largest)
 
     def unpadded(self) -> OnnxBackend:
         """The same network with exact=False, for AR's fastest loop; both share sessions and weights."""

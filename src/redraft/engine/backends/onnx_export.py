@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from redraft.denoiser import families
-from redraft.denoiser.config import read_config
-from redraft.denoiser.shards import read_tensors
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG
 from redraft.engine.agreement import Agreement, agreement
-from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
-from redraft.engine.backends.onnx_graph import Precision, build_graph
-from redraft.engine.backends.onnx_weights import INTEGER_MAX, prepare
+from redraft.engine.backends.onnx_adapted import AdaptedOnnxBackend
+from redraft.engine.backends.onnx_backend import OnnxBackend
+from redraft.engine.backends.onnx_graph import Precision
+from redraft.engine.backends.onnx_weights import INTEGER_MAX
 from redraft.errors import RequestError
 from redraft.files import write_atomically
 
@@ -58,28 +57,30 @@ def export(
 ) -> Export:
     """Writes denoiser-{precision}.onnx and denoiser-{precision}.safetensors into `out`, which is made if absent.
 
-    folder: a model of ours or of another family. precision None chooses by size; 8-bit weights have 7 bits here, so
+    folder: a model of ours or of another family, or an adapter, whose graph reads which rows are its own (see
+    onnx_inputs); its draft heads are not in it. precision None chooses by size; 8-bit weights have 7 bits here, so
     that the file is right on every processor. sequences: int64 token arrays on which the exported precision is compared
     with fp32. Raises RequestError for a folder that is no model or can't be made.
     """
     out = Path(out)
-    config = families.load_config(folder)
-    precision = precision or choose_precision(config)
-    family = families.identify(read_config(folder), str(folder))
-    tensors = read_tensors(folder, *([] if family is None else [family.rename]))
-    weights = prepare(config, tensors, build_graph(config, precision).weights, str(folder))
+    made = _loaded(Path(folder), precision)
+    precision = made.precision
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{out} can't be made: {error.strerror}") from None
     graph_path, weights_path = out / f"denoiser-{precision}.onnx", out / f"denoiser-{precision}.safetensors"
-    data = save(weights)
-    graph = build_graph(config, precision, _places(weights_path.name, data))
+    data = save({name: np.ascontiguousarray(array) for name, array in made.weights.items()})
+    graph = made.graph(_places(weights_path.name, data))
     write_atomically(weights_path, data)
     write_atomically(graph_path, graph.data)
-    compared = None
-    if sequences:
-        exported = OnnxBackend(config, tensors, precision, largest=INTEGER_MAX)
-        compared = agreement(OnnxBackend(config, tensors, "fp32"), exported, sequences)
+    compared = agreement(_loaded(Path(folder), "fp32"), made, sequences) if sequences else None
     size = graph_path.stat().st_size + weights_path.stat().st_size
     return Export(graph_path, weights_path, size, precision, compared)
+
+
+def _loaded(folder: Path, precision: Precision | None) -> OnnxBackend:
+    """A model, or an adapter with its base; integers of 7 bits."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return AdaptedOnnxBackend.load(folder, precision, largest=INTEGER_MAX)
+    return OnnxBackend.load(folder, precision, largest=INTEGER_MAX)
