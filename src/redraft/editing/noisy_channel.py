@@ -223,7 +223,9 @@ def hopeful(
 ) -> list[tuple[Proposal, list[float]]]:
     """Of a canvas's proposals, with their features SHOWN, those that are worth a reading, the likeliest first."""
     scored = [(float(sieve @ features), number) for number, (_, features) in enumerate(found)]
-    best = sorted(((score, number) for score, number in scored if score >= HOPELESS), key=lambda s: (-s[0], s[1]))
+    best = sorted(
+        ((score, number) for score, number in scored if score >= HOPELESS), key=lambda s: (-s[0], s[1])
+    )
     return [found[number] for _, number in best[:READ]]
 
 
