@@ -105,6 +105,20 @@ def test_model_text_is_no_markup() -> None:
     assert "> a \\| b\n>\n> **→ \\<b\\>\\*x\\*\\</b\\> \\# y** (1.23 nats a token)" in text
 
 
+def test_rows_of_numbers_stand_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text('{"threshold": 0.5}')
+    report.tune(tmp_path, lambda raw: raw | {"rows": {"a": [1.5, -2e-05], "b": []}, "names": ["x", "y"]})
+    assert json.loads(path.read_text()) == {
+        "threshold": 0.5,
+        "rows": {"a": [1.5, -2e-05], "b": []},
+        "names": ["x", "y"],
+    }
+    assert any(
+        line.split() == ['"a":', "[", "1.5,", "-2e-05", "],"] for line in path.read_text().splitlines()
+    )
+
+
 def test_cost_of_a_run_from_its_metrics(tmp_path: Path) -> None:
     records = [
         {"step": 10, "seconds": 10.0, "tokens_per_second": 100.0},

@@ -29,6 +29,13 @@ def test_what_a_file_says_replaces_the_defaults(tmp_path: Path) -> None:
         GenerationDefaults().settings_for("low")
 
 
+def test_values_are_all_settings_and_no_copies() -> None:
+    weights = {"threshold": 0.5, "screen": {}, "units": [], "weights": {"bias": [1.0]}}
+    values = GenerationDefaults(threshold=0.4, proofread=weights).values()
+    assert GenerationDefaults(**values) == GenerationDefaults(threshold=0.4, proofread=weights)
+    assert values["proofread"] is weights
+
+
 CHANNEL: dict[str, Any] = {"threshold": 1, "screen": {"bias": 1}, "units": [], "weights": {}}
 
 
