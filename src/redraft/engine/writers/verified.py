@@ -216,7 +216,7 @@ class Verified(Writer):
 
     def _drafts_pay(self, slots: int) -> bool:
         """Whether drafts have lately brought what their canvas costs, and their own rows in the evaluation that
-        verifies them. An evaluation without is an AR step: text that can't be guessed costs little more than with AR."""
+        verifies them. An evaluation without is an AR step: text that can't be guessed costs hardly more than AR's."""
         cost = self.request.canvas_cost + self.request.row_cost * (2 * slots - 1)
         return self._kept / self._tried >= cost or self._bare >= TRY_AGAIN
 
