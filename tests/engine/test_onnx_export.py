@@ -9,13 +9,17 @@ import onnx as onnx_package
 import onnxruntime
 import pytest
 
-from redraft.denoiser import checkpoint
+from redraft.denoiser import adapters, checkpoint
 from redraft.engine.backend import Pass
+from redraft.engine.backends.onnx_adapted import AdaptedOnnxBackend
 from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.engine.backends.onnx_export import export
 from redraft.engine.backends.onnx_weights import INTEGER_MAX
 from redraft.errors import RedraftError, RequestError
+from redraft.hub import store
+from tests.engine.models import prompt
 from tests.engine.onnx_models import OPTIONS, denoiser, tokens
+from tests.engine.test_adapted import SETTINGS, adapted, base, canvas
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -39,6 +43,30 @@ def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) 
     options.intra_op_num_threads = 1
     backend.attach(onnxruntime.InferenceSession(written.graph, options))
     from_file = backend.forward(calls)[0]
+    assert np.array_equal(from_file.encode, direct.encode)
+    assert np.array_equal(from_file.canvas, direct.canvas)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_adapter_is_exported_with_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
+    model = adapted()
+    checkpoint.save(base(), store.local_root() / SETTINGS.base)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    adapters.save(adapters.adapter_of(model), model.config, folder)
+    written = export(folder, tmp_path / "out", precision, [np.array(prompt(20))])
+    assert written.agreement is not None
+    backend = AdaptedOnnxBackend.load(folder, precision, threads=1, largest=INTEGER_MAX)
+    call = Pass(backend.new_context(40), np.array(prompt(9)), "all", canvas())
+    direct = backend.forward([call])[0]
+    call.context.truncate(0)
+    one = onnxruntime.SessionOptions()
+    one.intra_op_num_threads = 1
+    backend.attach(onnxruntime.InferenceSession(written.graph, one))
+    from_file = backend.forward([call])[0]
     assert np.array_equal(from_file.encode, direct.encode)
     assert np.array_equal(from_file.canvas, direct.canvas)
 

@@ -174,6 +174,6 @@ def test_replies_too_short_for_the_canvas(model: Model, dialogues: Dialogues) ->
 
 
 def test_report_and_picture(told: dict, tmp_path: Path) -> None:
-    assert len(a.lines(told)) == 2 + 6 + 3 + 1 + 3 * len(LENGTHS) + 1 + 1 + 3 + 1 + len(c.MENDING)
+    assert len(a.lines(told)) == 2 + 9 + 3 + 1 + 3 * len(LENGTHS) + 1 + 1 + 3 + 1 + len(c.MENDING)
     BENCHES["adaptive"].plot(told, tmp_path / "adaptive.png")
     assert (tmp_path / "adaptive.png").stat().st_size > 1000

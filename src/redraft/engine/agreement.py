@@ -47,10 +47,12 @@ def _rows(backend: Backend, tokens: np.ndarray) -> Iterable[np.ndarray]:
     if config.mask_token_id is None:
         return
     slots = min(config.canvas_length, len(tokens))
-    context.truncate(max(0, context.length - slots) // config.canvas_length * config.canvas_length)
-    canvas = tokens[context.length :][:slots].copy()
+    anchor = max(0, context.length - slots) // config.canvas_length * config.canvas_length
+    # With a shift the clean row before a canvas predicts its first slot: a block is read again with it.
+    context.truncate(max(0, anchor - config.canvas_length) if config.shift else anchor)
+    canvas = tokens[anchor:][:slots].copy()
     canvas[::2] = config.mask_token_id
-    result = backend.forward([Pass(context, tokens[:0], canvas=canvas)])[0].canvas
+    result = backend.forward([Pass(context, tokens[context.length : anchor], canvas=canvas)])[0].canvas
     assert result is not None
     yield result
 
