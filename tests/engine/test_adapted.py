@@ -219,13 +219,6 @@ def test_the_file_reads_like_a_peft_adapter(folder: Path) -> None:
         assert f"base_model.model.model.layers.0.{name}" in names
 
 
-def test_an_adapter_is_no_single_graph_to_export(folder: Path, tmp_path: Path) -> None:
-    from redraft.engine.backends.onnx_export import export
-
-    with pytest.raises(RequestError, match="is an adapter, which is no single graph: give its base"):
-        export(folder, tmp_path / "out")
-
-
 def _rename_base(folder: Path) -> None:
     path = folder / "adapter_config.json"
     path.write_text(path.read_text().replace('"base"', '"bass"'))
