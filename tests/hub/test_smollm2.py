@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,3 +74,26 @@ def test_adapted_it_is_itself_bit_for_bit_on_clean_rows(folder: Path) -> None:
 
 def test_its_unused_special_tokens_become_mask_and_null(folder: Path) -> None:
     assert free_tokens(Tokenizer.load(folder), families.load_config(folder), None, None) == (16, 15)
+
+
+ADAPTER = Path(__file__).parents[2] / "adapters" / "redraft-135m"
+
+
+@pytest.mark.skipif(not ADAPTER.exists(), reason="the adapter lies in a checkout, not in the package")
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_with_the_shipped_adapter_ar_is_the_base_and_verified_is_ar(
+    folder: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDRAFT_HOME", str(folder.parents[1]))
+    base, adapted = redraft.load(folder, backend=backend), redraft.load(ADAPTER, backend=backend)
+    asked = "List three fruits.", "def add(a, b):\n    return", [{"role": "user", "content": "What is 12 + 30?"}]
+    given: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "seed": 0, "ignore_eos": True}
+    spared = 0
+    for prompt in asked:
+        due = base.generate(prompt, decode="ar", **given)
+        ar = adapted.generate(prompt, decode="ar", **given)
+        verified = adapted.generate(prompt, decode="verified", **given)
+        assert ar.token_ids == due.token_ids
+        assert verified.token_ids == ar.token_ids
+        spared += ar.nfe - verified.nfe
+    assert spared > 0  # drafts are accepted now and then
