@@ -129,7 +129,7 @@ class OnnxBackend:
         self._weights = prepare(config, tensors, wanted, source, largest) | dict(adapter or {})
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(self._graph, self._weights, spinning)
+        self._sessions = Sessions(self._graph, self._weights, spinning, stopping=bool(rank))
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
         self._runners: dict[tuple[Kind, int], Runner] = {}
         self._crews = self.threads

@@ -17,13 +17,17 @@ SMALL, SHAPES = (
 )  # bytes of an input that is kept for the next call of its shape, and how many are
 
 
-def _session(graph: bytes, weights: dict[str, np.ndarray], threads: int, spinning: bool) -> Any:
+def _session(
+    graph: bytes, weights: dict[str, np.ndarray], threads: int, spinning: bool, stopping: bool
+) -> Any:
+    """stopping: idle threads wait busily while a call runs and no longer."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # one pattern is kept for each shape ever seen
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1" if stopping else "0")
     options.add_external_initializers(
         list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in weights.values()]
     )
@@ -82,10 +86,16 @@ class Sessions:
     """
 
     def __init__(
-        self, graph: Callable[[int, bool], Graph], weights: dict[str, np.ndarray], spinning: bool
+        self,
+        graph: Callable[[int, bool], Graph],
+        weights: dict[str, np.ndarray],
+        spinning: bool,
+        stopping: bool,
     ) -> None:
-        """graph: the network for so many groups, with an adapter's nodes or without. weights: of both."""
-        self._graph, self._weights, self._spinning = graph, weights, spinning
+        """graph: the network for so many groups, with an adapter's nodes or without. weights: of both. stopping: for a
+        model that runs on several sessions in turns, whose idle threads would else take one another's cores."""
+        self._graph, self._weights = graph, weights
+        self._spinning, self._stopping = spinning, stopping
         self._made: dict[Kind, Any] = {}
 
     def has(self, gated: bool) -> bool:
@@ -96,5 +106,5 @@ class Sessions:
         if kind not in self._made:
             graph = self._graph(kind.groups, kind.gated)
             own = {weight.name: self._weights[weight.name] for weight in graph.weights}
-            self._made[kind] = _session(graph.data, own, kind.threads, self._spinning)
+            self._made[kind] = _session(graph.data, own, kind.threads, self._spinning, self._stopping)
         return self._made[kind]
