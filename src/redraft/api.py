@@ -163,8 +163,7 @@ class Model(Editable):
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
-            row_cost=measured.row,
-            canvas_cost=measured.canvas,
+            **measured.of_drafts(),
             seed=drawn(seed),
         )
         request.check(self.config)

@@ -77,6 +77,11 @@ class StepCosts:
         few = FEW_ROWS[0]
         return max(0.0, self.at(few) - 1.0 - (few - 1) * self.row)
 
+    def of_drafts(self) -> dict[str, float]:
+        """What a request weighs its drafts by (Request.row_cost, canvas_cost): empty, for its own defaults, where a
+        canvas costs nothing besides its rows."""
+        return {"row_cost": self.row, "canvas_cost": self.canvas} if self.canvas > 0.1 else {}
+
     def at(self, rows: float) -> float:
         """Cost of an evaluation of so many rows: on the line through the two lengths of the table that are nearest,
         and 1 for a single row, an AR step."""

@@ -11,6 +11,7 @@ of it was right, and others behind its first tokens, one for each number of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -83,16 +84,18 @@ class Verified(Writer):
         self._bare = 0 if self._drafts else self._bare + 1
         if not self._drafts:
             return Pass(self.context, encode, "all")
+        if len(self._drafts) == 1 and len(self._proposal) in self._drafts:
+            canvas = self._drafts[len(self._proposal)]
+            return Pass(self.context, encode, "all", canvas=canvas.tokens, canvas_rows=wanted(canvas))
         canvases = list(self._drafts.values())
         slots = len(canvases[0].tokens)
-        starts = tuple(len(pending) + accepted for accepted in self._drafts)
         return Pass(
             self.context,
             encode,
             "all",
             canvas=np.concatenate([c.tokens for c in canvases]),
             canvas_rows=np.concatenate([wanted(c) + i * slots for i, c in enumerate(canvases)]),
-            branches=None if starts == (len(encode),) else starts,
+            branches=tuple(len(pending) + accepted for accepted in self._drafts),
         )
 
     def _begin(self, room: int) -> dict[int, Canvas]:
@@ -208,6 +211,8 @@ class Verified(Writer):
         if layout == "branches":
             return list(range(most + 1))
         rows, canvas = self.request.row_cost * slots, self.request.canvas_cost
+        if not canvas:  # without an adapter: what was fastest on redraft-tiny, and less to compute
+            return [most] if math.prod(self._sure[:most]) >= rows / (1 + rows) else []
         sure = np.array([*self._sure[:most], 0.0])
         exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
         gain = exactly * (1 + canvas + rows - self._worth) - rows
@@ -217,6 +222,8 @@ class Verified(Writer):
     def _drafts_pay(self, slots: int) -> bool:
         """Whether drafts have lately brought what their canvas costs, and their own rows in the evaluation that
         verifies them. An evaluation without is an AR step: text that can't be guessed costs hardly more than AR's."""
+        if not self.request.canvas_cost:
+            return True
         cost = self.request.canvas_cost + self.request.row_cost * (2 * slots - 1)
         return self._kept / self._tried >= cost or self._bare >= TRY_AGAIN
 
@@ -224,6 +231,8 @@ class Verified(Writer):
     def _worth(self) -> float:
         """What a token costs, in AR steps: a usual evaluation's cost over the tokens that evaluations bring."""
         request = self.request
+        if not request.canvas_cost:
+            return 1.0
         usual = 1 + request.canvas_cost + 2 * request.row_cost * request.sampler.canvas_length
         return min(1.0, usual / self._pace)
 
