@@ -86,7 +86,11 @@ def test_with_the_shipped_adapter_ar_is_the_base_and_verified_is_ar(
 ) -> None:
     monkeypatch.setenv("REDRAFT_HOME", str(folder.parents[1]))
     base, adapted = redraft.load(folder, backend=backend), redraft.load(ADAPTER, backend=backend)
-    asked = "List three fruits.", "def add(a, b):\n    return", [{"role": "user", "content": "What is 12 + 30?"}]
+    asked = (
+        "List three fruits.",
+        "def add(a, b):\n    return",
+        [{"role": "user", "content": "What is 12 + 30?"}],
+    )
     given: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "seed": 0, "ignore_eos": True}
     spared = 0
     for prompt in asked:

@@ -27,8 +27,8 @@ from redraft.engine.review import Change
 from redraft.errors import RequestError
 
 MOST = 12  # proposals of a canvas that are looked at
-HOPELESS = -0.5  # log odds of being right by what the canvas says alone, below which a proposal isn't read
-READ = 2  # proposals of a canvas that are read, at most
+HOPELESS = -0.4  # log odds of being right by what the canvas says alone, below which a proposal isn't read
+READ = 1  # proposals of a canvas that are read, at most
 AHEAD = 12  # tokens behind a change that it makes likelier or less likely
 # What each feature is cut to. Of the denoise role: see Proposal.
 BOTH = {"odds": (-12.0, 12.0), "doubt": (-10.0, 0.0), "fit": (-12.0, 0.0)}
