@@ -152,7 +152,8 @@ class Model(Editable):
                 values["canvas_length"] = self.config.canvas_length
         if check == 0:
             values["check_ratio"] = None
-        costs, measured = self._step_costs(values), StepCosts.of(self.defaults.step_costs)
+        costs = self._step_costs(values)
+        row_cost, canvas_cost = StepCosts.of(self.defaults.step_costs).of_drafts
         request = Request(
             prompt=tuple(self.encode(prompt)),
             decode=decode,
@@ -163,7 +164,8 @@ class Model(Editable):
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
-            **measured.of_drafts(),
+            row_cost=row_cost,
+            canvas_cost=canvas_cost,
             seed=drawn(seed),
         )
         request.check(self.config)
