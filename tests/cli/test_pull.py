@@ -35,7 +35,7 @@ def test_a_gguf_file_is_pulled_and_writes_from_left_to_right(redraft: Redraft, t
 
 
 def test_what_can_be_pulled_is_listed(redraft: Redraft) -> None:
-    assert json.loads(redraft("models", "list", "--json").out)["to_pull"] == ["smollm2-135m"]
+    assert json.loads(redraft("models", "list", "--json").out)["to_pull"] == ["smollm2-135m", "redraft-135m"]
     assert "redraft models pull: smollm2-135m" in redraft("models", "list").out
 
 

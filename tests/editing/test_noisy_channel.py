@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
+from redraft.editing import noisy_channel
 from redraft.editing.lexicon import Lexicon
 from redraft.editing.noisy_channel import (
     FEATURES,
@@ -43,6 +45,20 @@ Q, K, X = one("q"), one("k"), one("x")
 def likes(token: int):  # type: ignore[no-untyped-def]
     """An AR self that expects one token everywhere."""
     return lambda before: token
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several() -> Iterator[None]:
+    """More proposals of a window are read than by default, to see how they go together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noisy_channel, "READ", 3)
+        yield
+
+
+def test_only_the_most_hopeful_proposals_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noisy_channel, "READ", 1)
+    model, backend = proofreader(corrector({Q: K}, 0.6), likes(K), left=1.0)
+    assert (model.edit("gqg").text, len(backend.checked)) == ("gkg", 2)
 
 
 def test_the_ar_self_decides_what_the_canvas_proposes() -> None:
