@@ -149,6 +149,6 @@ def read_tensors(folder: str | Path, rename: Callable[[str], str | None] = lambd
     an adapter, whose clean rows and canvas rows have different weights.
     """
     if (Path(folder) / ADAPTER_CONFIG).exists():
-        raise RequestError(f"{folder} is an adapter, which is no single graph: give its base")
+        raise RequestError(f"{folder} is an adapter, whose weights go beside a base's: give its base")
     renamed = {rename(name): entry for name, entry in read_entries(folder).items()}
     return Tensors({name: entry for name, entry in renamed.items() if name is not None})
