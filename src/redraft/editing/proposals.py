@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -106,6 +106,10 @@ class _Reading:
         self.slots, self.log_p, self.null = slots, log_p, null
         self.free = ~locked
         self.own = log_p[np.arange(len(slots)), slots]
+        # Proposals are many and a few slots long: plain lists are faster than arrays for them.
+        self.tokens: list[int] = slots.tolist()
+        self.stand: list[float] = self.own.tolist()
+        self.before = [0, *accumulate(int(token != null) for token in self.tokens)]  # tokens before a slot
         self.best, self.other = slots.copy(), slots.copy()
         self.others: dict[int, list[int]] = {}
         self.loose = np.zeros(len(slots), dtype=bool)
@@ -132,19 +136,20 @@ class _Reading:
 
     def key(self, proposal: Proposal) -> tuple[int, int, tuple[int, ...]]:
         """The same for proposals that make the same text."""
-        at = int((self.slots[: proposal.start] != self.null).sum())
-        end = at + int((self.slots[proposal.start : proposal.stop] != self.null).sum())
-        return at, end, tuple(t for t in proposal.slots if t != self.null)
+        new = tuple(t for t in proposal.slots if t != self.null)
+        return self.before[proposal.start], self.before[proposal.stop], new
 
     def proposal(self, start: int, new: list[int]) -> Proposal | None:
         """None where it leaves the text as it is."""
-        span = self.slots[start : start + len(new)]
-        changed = np.flatnonzero(span != new)
-        if [t for t in span.tolist() if t != self.null] == [t for t in new if t != self.null]:
+        span, null = self.tokens[start : start + len(new)], self.null
+        if [t for t in span if t != null] == [t for t in new if t != null]:
             return None
-        fit = self.log_p[start + changed, np.array(new)[changed]].astype(np.float64)
-        own = self.own[start + changed].astype(np.float64)
-        return Proposal(start, tuple(new), float((fit - own).sum()), float(fit.sum()), float(own.min()))
+        odds, fit, doubt = 0.0, 0.0, 0.0
+        for slot, (old, token) in enumerate(zip(span, new, strict=True), start):
+            if old != token:
+                likely, stood = float(self.log_p[slot, token]), self.stand[slot]
+                odds, fit, doubt = odds + likely - stood, fit + likely, min(doubt, stood)
+        return Proposal(start, tuple(new), odds, fit, doubt)
 
     def runs(self) -> Iterator[tuple[int, list[int]]]:
         """Slots in a row of which each should hold another token."""
@@ -168,7 +173,7 @@ class _Reading:
     ) -> Iterator[tuple[int, list[int]]]:
         """Words that are spelt nearly as one in doubt, the likeliest of them."""
         for start, stop in words:
-            if self.own[start:stop].min() >= DOUBT:
+            if min(self.stand[start:stop]) >= DOUBT:
                 continue
             text = self._text(start, stop, pieces)
             if len(text.strip()) < 2:
@@ -185,7 +190,7 @@ class _Reading:
         odds and fit tell."""
         for start, stop in words:
             text = self._text(start, stop, pieces)
-            behind = b"" if stop == len(self.slots) else pieces[int(self.slots[stop])]
+            behind = b"" if stop == len(self.tokens) else pieces[self.tokens[stop]]
             if behind.startswith(b"'"):  # a part of a word
                 continue
             space = " " * text.startswith(" ")
@@ -198,33 +203,33 @@ class _Reading:
             for _, new in sorted(found, key=lambda one: (-one[0], one[1]))[:TOP]:
                 padded = (*new, *[self.null] * (stop - start - len(new)))
                 fit = float(self.log_p[start, new[0]])
-                own = self.own[start:stop]
-                yield Proposal(start, padded, fit - float(own[0]), fit, float(own.min()))
+                stood = self.stand[start:stop]
+                yield Proposal(start, padded, fit - stood[0], fit, min(stood))
 
     def swaps(self, words: Sequence[tuple[int, int]], pieces: Pieces) -> Iterator[tuple[int, list[int]]]:
         """Two words of one token each, exchanged."""
         for (a, stop), (b, end) in pairwise(words):
-            between = self.slots[a + 1 : b].tolist()
-            if stop > a + 1 or end > b + 1 or any(token != self.null for token in between):
+            between = self.tokens[a + 1 : b]
+            if stop > a + 1 or end > b + 1 or self.before[b] > self.before[a + 1]:
                 continue
-            first, second = int(self.slots[a]), int(self.slots[b])
+            first, second = self.tokens[a], self.tokens[b]
             if not all(pieces[token].startswith(b" ") for token in (first, second)):
                 continue
-            if self.log_p[a, second] + self.log_p[b, first] - self.own[a] - self.own[b] > SWAPPED:
+            if self.log_p[a, second] + self.log_p[b, first] - self.stand[a] - self.stand[b] > SWAPPED:
                 yield a, [second, *between, first]
 
     def words(self, pieces: Pieces) -> list[tuple[int, int]]:
         """Slots of each word of letters, from its first token to its last."""
         found: list[tuple[int, int]] = []
-        slot, count = 0, len(self.slots)
+        slot, count, free = 0, len(self.tokens), self.free.tolist()
         while slot < count:
-            if not self.free[slot] or not _FIRST.fullmatch(pieces[int(self.slots[slot])]):
+            if not free[slot] or not _FIRST.fullmatch(pieces[self.tokens[slot]]):
                 slot += 1
                 continue
             stop = at = slot + 1
-            while at < count and self.free[at]:
-                if self.slots[at] != self.null:
-                    if not _MORE.fullmatch(pieces[int(self.slots[at])]):
+            while at < count and free[at]:
+                if self.tokens[at] != self.null:
+                    if not _MORE.fullmatch(pieces[self.tokens[at]]):
                         break
                     stop = at + 1
                 at += 1
@@ -233,7 +238,7 @@ class _Reading:
         return found
 
     def _text(self, start: int, stop: int, pieces: Pieces) -> str:
-        return pieces.join([t for t in self.slots[start:stop].tolist() if t != self.null]).decode()
+        return pieces.join([t for t in self.tokens[start:stop] if t != self.null]).decode()
 
 
 def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
