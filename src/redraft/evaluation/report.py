@@ -16,8 +16,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +119,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
             continue
         say(f"bench {name}")
         chosen = replace(options, effort=_no_worse(model)) if name in AT_LEVEL else options
-        results[name] = run_bench(name, model, chosen, say) | {"model": results["model"]}
+        results[name] = _bench(name, chosen) | {"model": results["model"]}
         if name == "frontier" and arguments.tune:
             tune(folder, partial(tuned, frontier=results[name]))
             model = redraft.load(arguments.model, backend=arguments.backend)
@@ -125,9 +127,25 @@ def measure(arguments: argparse.Namespace, results: dict[str, Any], say: Callabl
         _edits(model, data, wanted, arguments.quick, results, say)
     if "frontier_before" in wanted and arguments.before is not None:
         say("bench frontier, before distillation")
-        earlier = redraft.load(arguments.before, backend=arguments.backend)
-        told = run_bench("frontier", earlier, replace(options, model=str(arguments.before)), say)
+        told = _bench("frontier", replace(options, model=str(arguments.before), folder=arguments.before))
         results["frontier_before"] = told | {"model": f"{results['model']} before distillation"}
+
+
+def _bench(name: str, options: Options) -> dict[str, Any]:
+    """A bench in a process of its own, as its command runs it: threads that other measurements have left behind don't
+    take its cores."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        return alone.submit(_measured, name, options).result()
+
+
+def _measured(name: str, options: Options) -> dict[str, Any]:
+    import redraft
+
+    return run_bench(name, redraft.load(options.model, backend=options.backend), options, say)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _edits(
@@ -255,10 +273,6 @@ def parser() -> argparse.ArgumentParser:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status as for `redraft`: 0 done, 1 it failed, 2 the request is wrong."""
     arguments = parser().parse_args(given)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     try:
         results: dict[str, Any] = {}
         if arguments.results.exists():
