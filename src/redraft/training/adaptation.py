@@ -321,7 +321,7 @@ class Adaptation(Loop):
                 record["valid_ar"] = sums["ar"] / sums["ar_count"]
             self.reporter.message(
                 f"step {self.state.step}: held-out drafts accepted in a row {record['valid_accepted']:.2f} of "
-                f"{self.recipe.canvas.length - 1}, holes {record['valid_fill']:.3f} nats a slot"
+                f"{self.recipe.canvas.drawn - 1}, holes {record['valid_fill']:.3f} nats a slot"
                 + (f", AR {record['valid_ar']:.3f} a token" if "valid_ar" in record else "")
             )
             if heads.markov or heads.confidence:

@@ -26,6 +26,8 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
     canvas, train = recipe.canvas, recipe.train
     if canvas.draft + canvas.prefix + canvas.revealed + canvas.hole <= 0:
         raise RequestError("canvas: one of the shares draft, prefix, revealed and hole must be above 0")
+    if canvas.drawn > canvas.length:
+        raise RequestError("canvas.slots must not exceed canvas.length")
     if canvas.length > train.row_length:
         raise RequestError("canvas.length must not exceed train.row_length")
     if train.batch_rows < processes:
@@ -129,6 +131,9 @@ def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
         layers=recipe.base.layers,
         markov_rank=own.markov_rank,
         confidence=own.confidence,
+        targets=own.targets,
+        first_layer=own.first_layer,
+        gains=own.gains,
     )
 
 
@@ -150,21 +155,30 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     return model.to(device)
 
 
+# What a start and the recipe must agree on.
+CONVENTIONS = ("base", "mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
+
+
 def take_over(adapter: adapters.Adapter, name: str) -> None:
     """The numbers of a trained adapter (a run, a folder or a model's name), and of its heads if they are of the same
-    make. Raises RequestError when its sizes or conventions aren't the recipe's."""
+    make. Where it doesn't reach or has a smaller rank, ours stays as drawn, which changes nothing yet. Raises
+    RequestError when it has a larger rank or other conventions than the recipe."""
     folder = find(name).path
     if not (folder / ADAPTER_CONFIG).exists():
         raise RequestError(f"adapter.start: {folder} is no adapter")
     theirs, ours = AdapterConfig.read(folder), adapter.settings
     heads = (theirs.markov_rank, theirs.confidence) == (ours.markov_rank, ours.confidence)
-    for f in dataclasses.fields(ours):
-        has, due = getattr(theirs, f.name), getattr(ours, f.name)
-        if has != due and f.name not in ("markov_rank", "confidence"):
+    for name in CONVENTIONS:
+        has, due = getattr(theirs, name), getattr(ours, name)
+        if has != due:
             raise RequestError(
-                f"adapter.start: {folder} doesn't fit the recipe: its {f.name} is {has}, the recipe's {due}"
+                f"adapter.start: {folder} doesn't fit the recipe: its {name} is {has}, the recipe's {due}"
             )
-    adapters.read_into(adapter, folder / ADAPTER_WEIGHTS, heads)
+    if theirs.rank > ours.rank:
+        raise RequestError(
+            f"adapter.start: {folder} doesn't fit the recipe: its rank is {theirs.rank}, more than the recipe's {ours.rank}"
+        )
+    adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs.scale / ours.scale, heads)
 
 
 def check_room(recipe: AdaptRecipe, base: DenoiserConfig) -> None:

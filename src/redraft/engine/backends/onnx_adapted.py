@@ -67,12 +67,12 @@ class AdaptedOnnxBackend:
         """config: the adapted model's."""
         precision = precision or choose_precision(config)
         try:
-            own = adapter_weights(config, adapter, settings.scale)
+            own = adapter_weights(config, adapter, settings.reach, settings.scale)
         except KeyError as error:
             raise RequestError(f"{source} lacks {error}: it doesn't fit its base") from None
         except ValueError as error:  # of shapes: another rank or width than the config's
             raise RequestError(f"{source} doesn't fit its base: {error}") from None
-        for weight in build_graph(config, precision, rank=settings.rank).weights:
+        for weight in build_graph(config, precision, reach=settings.reach).weights:
             if weight.name in own and own[weight.name].shape != weight.shape:
                 shapes = f"{list(own[weight.name].shape)} where {list(weight.shape)} is wanted"
                 raise RequestError(f"{source} doesn't fit its base: {weight.name} is {shapes}")
@@ -85,7 +85,7 @@ class AdaptedOnnxBackend:
             source=source,
             largest=largest,
             adapter=own,
-            rank=settings.rank,
+            reach=settings.reach,
         )
         heads = {n.removeprefix(HEADS): adapter[n] for n in adapter if n.startswith(HEADS)}
         output = base[HEAD] if any(settings.heads) and HEAD in base else made.embeddings

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from redraft.denoiser import families
+from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import smallest_exact_rows
@@ -110,17 +111,17 @@ class OnnxBackend:
         source: str = "the model",
         largest: int = 0,
         adapter: Mapping[str, np.ndarray] | None = None,
-        rank: int = 0,
+        reach: Reach | None = None,
     ) -> None:
         """tensors: float32, named as in the checkpoint. largest: of the integers of 8-bit weights; 0 for what this
-        processor can take. adapter: what a gated one of that rank brings (onnx_gated.adapter_weights). Raises
+        processor can take. adapter: what a gated one that reaches so far brings (onnx_gated.adapter_weights). Raises
         RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        self._rank = rank
+        self._reach = reach
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self._least_rows = LEAST_GRID_ROWS if exact else 1
         self._groups = GROUPS if linear_weights(config) <= PARTED_UP_TO else 1
@@ -129,12 +130,12 @@ class OnnxBackend:
         self._weights = prepare(config, tensors, wanted, source, largest) | dict(adapter or {})
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(self._graph, self._weights, spinning, stopping=bool(rank))
+        self._sessions = Sessions(self._graph, self._weights, spinning, stopping=reach is not None)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
         self._runners: dict[tuple[Kind, int], Runner] = {}
         self._crews = self.threads
         self._canvasless = 0  # calls without a canvas since the last that had one
-        self._runner(1, gated=bool(rank))  # what is wrong with the weights shows now
+        self._runner(1, gated=reach is not None)  # what is wrong with the weights shows now
 
     @property
     def embeddings(self) -> np.ndarray:
@@ -145,8 +146,8 @@ class OnnxBackend:
         """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
         key = groups, gated
         if key not in self._graphs:
-            rank = self._rank if gated else 0
-            self._graphs[key] = build_graph(self.config, self.precision, groups=groups, rank=rank)
+            reach = self._reach if gated else None
+            self._graphs[key] = build_graph(self.config, self.precision, groups=groups, reach=reach)
         return self._graphs[key]
 
     @property
@@ -156,12 +157,12 @@ class OnnxBackend:
 
     def graph(self, places: Mapping[str, Mapping[str, str]]) -> Graph:
         """Its network for any rows, whose weights lie at these places (see build_graph)."""
-        return build_graph(self.config, self.precision, places, rank=self._rank)
+        return build_graph(self.config, self.precision, places, reach=self._reach)
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
         self._groups = self._crews = 1
-        kinds = [Kind(threads, gated=bool(self._rank)) for threads in (1, self.threads)]
+        kinds = [Kind(threads, gated=self._reach is not None) for threads in (1, self.threads)]
         self._runners = dict.fromkeys([(kind, 0) for kind in kinds], self._made(session, kinds[0]))
 
     def _made(self, session: Any, kind: Kind) -> Runner:
@@ -286,7 +287,7 @@ class OnnxBackend:
     def _gated(self, passes: Sequence[Pass]) -> bool:
         """Whether a call runs with the adapter's nodes, as one with a canvas must. Without them the same bits come out
         sooner, but on a session that packs the weights anew: it is made when calls without a canvas keep coming."""
-        if not self._rank:
+        if self._reach is None:
             return False
         if any(p.canvas is not None for p in passes):
             self._canvasless = 0

@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 from redraft.engine.backends.onnx_gated import Gate
@@ -275,7 +276,7 @@ def _norm_heads(w: GraphWriter, config: DenoiserConfig, qk: str, name: str) -> s
         "SimplifiedLayerNormalization", split, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
     )
     weighted = w.op("Mul", split, w.weight(f"{name}.qk_norm", heads, size))
-    if w.gate:
+    if w.gate and w.gate.reach.acts(f"{name}.q_norm"):
         own = w.op("Mul", w.gate.pick(w, split), w.weight(f"{name}.qk_gain", heads, size))
         weighted = w.gate.put(w, weighted, own)
     return w.op("Reshape", weighted, w.constant([1, -1, heads * size]))
@@ -349,14 +350,14 @@ def build_graph(
     precision: Precision = "fp32",
     places: Mapping[str, Mapping[str, str]] | None = None,
     groups: int = 1,
-    rank: int = 0,
+    reach: Reach | None = None,
 ) -> Graph:
     """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
-    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. rank: of
-    a gated adapter on the canvas rows (see onnx_gated); 0: without."""
-    w = GraphWriter(precision, groups, Gate(rank, config) if rank else None)
+    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. reach: of
+    a gated adapter on the canvas rows (see onnx_gated); None: without."""
+    w = GraphWriter(precision, groups, Gate(reach, config) if reach else None)
     _network(w, config)
-    read = inputs(config, groups, gated=bool(rank))
+    read = inputs(config, groups, gated=reach is not None)
     outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
     for g in range(groups):
         outputs |= {f"{name}.next": cache(config, groups, g) for name in cache_names(config, g)}
