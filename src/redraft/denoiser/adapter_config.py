@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.errors import RequestError
@@ -16,16 +16,17 @@ from redraft.files import write_atomically
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's, before the base's own name of a module
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Where an adapter acts: LoRA of this rank on the `targets` (of TARGETS) of the layers from number `first_layer` on,
-    and, with gains, RMSNorm gains of the canvas's own in these layers and behind the last."""
+    """Where an adapter acts: LoRA of this rank on the `targets` of the layers from number `first_layer` on and, with
+    gains, RMSNorm gains of the canvas's own in these layers and behind the last."""
 
     rank: int
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[Target, ...] = TARGETS
     first_layer: int = 0
     gains: bool = True
 
@@ -55,7 +56,7 @@ class AdapterConfig:
     layers: int | None = None
     markov_rank: int = 0
     confidence: bool = False
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[Target, ...] = TARGETS
     first_layer: int = 0
     gains: bool = True
 

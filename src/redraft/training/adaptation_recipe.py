@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from redraft.denoiser.adapter_config import TARGETS
+from redraft.denoiser.adapter_config import TARGETS, Target
 from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, Source, load, read, read_yaml
 
 
@@ -34,9 +34,7 @@ class AdapterSettings(Section):
 
     rank: int = Field(default=64, ge=1)
     alpha: float | None = Field(default=None, gt=0)
-    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = Field(
-        default=TARGETS, min_length=1
-    )
+    targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
     first_layer: int = Field(default=0, ge=0)
     gains: bool = True
     shift: bool = True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from redraft.errors import RequestError
 from redraft.hub.store import ModelFolder, find, resolve
 from redraft.hub.tokenizer import TOKENIZER, Tokenizer
 from redraft.training.adaptation_recipe import AdaptRecipe
+from redraft.training.answers import make_answers
 from redraft.training.data import Corpus
+from redraft.training.distributed import device_for
 from redraft.training.packing import Rows
 
 
@@ -176,7 +178,7 @@ def take_over(adapter: adapters.Adapter, name: str) -> None:
             )
     if theirs.rank > ours.rank:
         raise RequestError(
-            f"adapter.start: {folder} doesn't fit the recipe: its rank is {theirs.rank}, more than the recipe's {ours.rank}"
+            f"adapter.start: {folder} doesn't fit the recipe: its rank is {theirs.rank}, the recipe's only {ours.rank}"
         )
     adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs.scale / ours.scale, heads)
 
@@ -199,3 +201,19 @@ def held_out_rows(recipe: AdaptRecipe) -> Rows | None:
     valid = Corpus(recipe.data if recipe.answers is None else recipe.answers.out, "valid")
     usable = len(valid) and int(np.max(valid.lengths)) > 2
     return Rows([valid], [1.0], recipe.train.row_length, recipe.train.seed) if usable else None
+
+
+def write_answers(recipe: AdaptRecipe, tell: Callable[[str], None]) -> None:
+    """The corpus of the AR self's answers, or as much of it as a slice has time for."""
+    assert recipe.answers is not None
+    train = recipe.train
+    check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    check_tokenizer(recipe, base := find_base(recipe))
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    model = network(recipe, base, device_for(train.device))
+    limit = None if train.slice_minutes is None else 60 * train.slice_minutes
+    sources, data = recipe.prompt_sources(), Path(recipe.data)
+    barred = recipe.prepare.exclude if recipe.prepare else []
+    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, tell, barred):
+        tell(f"{recipe.answers.out} isn't complete yet: run the same command again")

@@ -104,7 +104,9 @@ def adapter_weights(
     one another."""
     out = {name: adapter[name] for name in (MASK, NULL, LOCKED)}
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
-    norms = [f"{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")]
+    norms = [
+        f"{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")
+    ]
     out |= {f"{name}.gain": adapter[f"{name}.weight"] for name in [*norms, "model.norm"] if reach.acts(name)}
     for layer in layers:
         if config.qk_norm and reach.acts(f"{layer}.self_attn.q_norm"):
