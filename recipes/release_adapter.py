@@ -7,8 +7,8 @@ Stages: ship (the last checkpoint's average in bfloat16 into adapters/NAME), tun
 evaluations cost here, and the length of drafts that is fastest on a few prompts), measure (`redraft eval acceptance`
 into docs/NAME.json: minutes, on idle cores), card (adapters/NAME/README.md, all its numbers from that file and from the
 run's own records), pin (the manifest's sha256 into src/redraft/hub/adapters.json, by which `redraft models pull NAME`
-knows it). What the card tells of the run is kept in docs/runs, where --before finds it for a later stage. Other settings
-of generation_config.json: recipes/NAME-generation.json where there is one.
+knows it). What the card tells of the run is kept in docs/runs, where --before finds it for a later stage. Other
+settings of generation_config.json: recipes/NAME-generation.json where there is one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from redraft.training.ship import pin, ship_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("ship", "tune", "measure", "card", "pin")
-LENGTHS = (3, 4, 6, 8, 12, 16)  # of canvases that draft
+LENGTHS = (3, 4, 5, 6, 8, 12, 16)  # of canvases that draft
 TUNING = Acceptance(tokens=48, seed=1)
 
 
