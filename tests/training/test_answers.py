@@ -30,8 +30,8 @@ def settings(data: Path, **changes: Any) -> Answers:
 
 
 def make(data: Path, own: Answers, **options: Any) -> bool:
-    model = start.network(recipe(data), redraft.hub.resolve(NAME), start.torch.device("cpu"))
-    return make_answers(model, data, own, own.sources, **options)
+    backend, weights = start.answering(recipe(data), redraft.hub.resolve(NAME), start.torch.device("cpu"))
+    return make_answers(backend, weights, data, own, own.sources, **options)
 
 
 @pytest.mark.parametrize("temperatures", [[0.0], [0.0, 0.8]])

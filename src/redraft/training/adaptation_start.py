@@ -13,11 +13,14 @@ from redraft.denoiser import adapters, families
 from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
+from redraft.engine.backend import Backend
+from redraft.engine.backends.onnx_backend import OnnxBackend
+from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.hub.store import ModelFolder, find, resolve
 from redraft.hub.tokenizer import TOKENIZER, Tokenizer
 from redraft.training.adaptation_recipe import AdaptRecipe
-from redraft.training.answers import make_answers
+from redraft.training.answers import digest, make_answers
 from redraft.training.data import Corpus
 from redraft.training.distributed import device_for
 from redraft.training.packing import Rows
@@ -203,6 +206,19 @@ def held_out_rows(recipe: AdaptRecipe) -> Rows | None:
     return Rows([valid], [1.0], recipe.train.row_length, recipe.train.seed) if usable else None
 
 
+def answering(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> tuple[Backend, str]:
+    """What writes the base's answers, and a name for its weights: on a CPU the engine's own graph, whose AR self live
+    drafts will be judged by, several times as fast as torch; torch on a GPU, and for a base that is cut."""
+    if device.type == "cpu" and recipe.base.layers is None:
+        graph = OnnxBackend.load(base.path, threads=recipe.train.threads or 0)
+        return graph, digest(graph.name, graph.weights.values())
+    model = network(recipe, base, device)
+    held = (p for name, p in model.named_parameters() if not name.startswith("adapter."))
+    return TorchBackend(model), digest(
+        "torch", (p.detach().flatten()[:64].float().cpu().numpy() for p in held)
+    )
+
+
 def write_answers(recipe: AdaptRecipe, tell: Callable[[str], None]) -> None:
     """The corpus of the AR self's answers, or as much of it as a slice has time for."""
     assert recipe.answers is not None
@@ -211,9 +227,9 @@ def write_answers(recipe: AdaptRecipe, tell: Callable[[str], None]) -> None:
     check_tokenizer(recipe, base := find_base(recipe))
     if train.threads:
         torch.set_num_threads(train.threads)
-    model = network(recipe, base, device_for(train.device))
+    backend, weights = answering(recipe, base, device_for(train.device))
     limit = None if train.slice_minutes is None else 60 * train.slice_minutes
     sources, data = recipe.prompt_sources(), Path(recipe.data)
     barred = recipe.prepare.exclude if recipe.prepare else []
-    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, tell, barred):
+    if not make_answers(backend, weights, data, recipe.answers, sources, train.seed, limit, tell, barred):
         tell(f"{recipe.answers.out} isn't complete yet: run the same command again")
