@@ -155,7 +155,7 @@ def test_any_rows_of_a_canvas_may_be_wanted(wanted: list[int]) -> None:
     np.testing.assert_array_equal(some.encode, every.encode)
 
 
-@pytest.mark.parametrize(("precision", "error"), [("mixed", 0.1), ("int8", 0.1)])
+@pytest.mark.parametrize(("precision", "error"), [("blocks", 0.1), ("int8", 0.1)])
 def test_fewer_bits_change_a_canvas_little(precision: Precision, error: float) -> None:
     text = np.array(prompt(15))
     exact, rough = (

@@ -23,7 +23,7 @@ from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import OnnxContext, gather
 from redraft.engine.backends.onnx_crews import Workers, crews_of
 from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, build_graph
-from redraft.engine.backends.onnx_processor import integer_max
+from redraft.engine.backends.onnx_processor import integer_max, multiplies_blocks
 from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
 from redraft.engine.backends.onnx_runner import Runner
 from redraft.engine.backends.onnx_session import Kind, Sessions
@@ -60,19 +60,25 @@ def linear_weights(config: DenoiserConfig) -> int:
     return config.num_hidden_layers * layer + config.hidden_size * config.vocab_size
 
 
-def choose_precision(config: DenoiserConfig) -> Precision:
-    """What is fastest for a model of this size and agrees with fp32.
+def eight_bits(config: DenoiserConfig) -> Precision:
+    """How this network is held in 8 bits.
 
-    Networks of other families have outliers among their activations, for which 8 bits everywhere are too few: on 192
-    rows of held-out dialogues the likeliest token of SmolLM2-135M was that of fp32 in 87 % with int8, in 98 % with
-    mixed (weights of 8 bits; `redraft bench backends --model smollm2-135m` measures it).
+    Networks of other families have entries among their activations that are far larger than the others, for which one
+    scale a row is too few: see docs/performance.md (`redraft bench backends --model smollm2-135m` measures it). Ours
+    were trained without such entries.
     """
-    if linear_weights(config) < INT8_PAYS_FROM:
-        return "fp32"
     own = (
         config.canvas_rows_marked and not config.shift
     )  # a shift is what an AR base leaves to a model made of it
-    return "int8" if own else "mixed"
+    return "int8" if own else "blocks"
+
+
+def choose_precision(config: DenoiserConfig) -> Precision:
+    """What is fastest for a model of this size on this processor and agrees with fp32."""
+    if linear_weights(config) < INT8_PAYS_FROM:
+        return "fp32"
+    precision = eight_bits(config)
+    return "fp32" if precision == "blocks" and not multiplies_blocks() else precision
 
 
 def physical_cores() -> int:
