@@ -22,6 +22,9 @@ from tests.engine.models import EOS, NOTHING, prompt, run
 from tests.engine.test_adapted import FAMILIES, REACHES, SETTINGS, adapted, base, canvas
 
 
+Q = "model.layers.0.self_attn.qkv.lora_B"
+
+
 def numbers(model: Denoiser) -> dict[str, np.ndarray]:
     """An adapter's, named as AdaptedOnnxBackend.of wants them."""
     named = adapters.adapter_of(model).named_tensors()
@@ -155,12 +158,14 @@ def test_any_rows_of_a_canvas_may_be_wanted(wanted: list[int]) -> None:
     np.testing.assert_array_equal(some.encode, every.encode)
 
 
+@pytest.mark.parametrize("rank", [4, 32])
 @pytest.mark.parametrize(("precision", "error"), [("blocks", 0.1), ("int8", 0.1)])
-def test_fewer_bits_change_a_canvas_little(precision: Precision, error: float) -> None:
-    text = np.array(prompt(15))
+def test_fewer_bits_change_a_canvas_little(precision: Precision, error: float, rank: int) -> None:
+    text, reach = np.array(prompt(15)), {"rank": rank, "alpha": 2.0}
+    made = on_onnx("fp32", reach=reach), on_onnx(precision, reach=reach)
+    assert (f"{Q}.blocks" in made[1].weights) == (rank == 32 and precision == "blocks")
     exact, rough = (
-        backend.forward([Pass(backend.new_context(64), text, canvas=canvas())])[0].canvas
-        for backend in (on_onnx(), on_onnx(precision))
+        backend.forward([Pass(backend.new_context(64), text, canvas=canvas())])[0].canvas for backend in made
     )
     assert exact is not None
     assert rough is not None

@@ -17,8 +17,9 @@ from redraft.engine.agreement import agreement
 from redraft.engine.backend import Pass
 from redraft.engine.backends import onnx_backend, onnx_processor
 from redraft.engine.backends.onnx_backend import choose_precision
-from redraft.engine.backends.onnx_graph import BLOCKS, Weight, block_of, build_graph
+from redraft.engine.backends.onnx_graph import Weight, build_graph
 from redraft.engine.backends.onnx_processor import block_product, multiplies_blocks
+from redraft.engine.backends.onnx_scale import BLOCKS, block_of
 from redraft.engine.backends.onnx_weights import SMALLEST_STEP, in_blocks, prepare
 from tests.engine.onnx_models import denoiser, onnx, tokens
 

@@ -13,15 +13,12 @@ than reading the zeros beside them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
-from redraft.engine.backends.onnx_scale import head_norms, query_scale
+from redraft.engine.backends.onnx_scale import block_of
 
 if TYPE_CHECKING:
     from redraft.engine.backends.onnx_graph import GraphWriter
@@ -58,9 +55,17 @@ class Gate:
         ranks = self.reach.rank * len(reached(self.reach, name))
         if not ranks:
             return y
-        low = w.op("MatMul", self.pick(w, x), w.weight(f"{name}.lora_A", inputs, ranks))
-        more = w.op("MatMul", low, w.weight(f"{name}.lora_B", ranks, outputs))
+        low = self._product(w, self.pick(w, x), f"{name}.lora_A", inputs, ranks)
+        more = self._product(w, low, f"{name}.lora_B", ranks, outputs)
         return w.op("ScatterND", y, self.rows, more, reduction="add")
+
+    @staticmethod
+    def _product(w: GraphWriter, x: str, name: str, inputs: int, outputs: int) -> str:
+        """x times a matrix of the adapter, in blocks where the base's layers are and blocks divide its inputs."""
+        block = block_of(inputs) if w.precision == "blocks" else None
+        if block:
+            return w.block_linear(x, name, inputs, outputs, block)
+        return w.op("MatMul", x, w.weight(name, inputs, outputs))
 
     def norm(self, w: GraphWriter, x: str, normed: str, name: str, config: DenoiserConfig, size: int) -> str:
         """`normed`, the base's norm of x, with the adapter's gains on canvas rows."""
@@ -94,47 +99,3 @@ def parts_of(name: str) -> list[str]:
 def reached(reach: Reach, name: str) -> list[str]:
     """Those of them that have a LoRA."""
     return [part for part in parts_of(name) if reach.acts(part)]
-
-
-def adapter_weights(
-    config: DenoiserConfig, adapter: Mapping[str, np.ndarray], reach: Reach, scale: float
-) -> dict[str, np.ndarray]:
-    """Every weight that a gated graph has beside its base's, float32, by name. adapter: named as in its file, without
-    PEFT's prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit
-    one another."""
-    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)}
-    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
-    norms = [
-        f"{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")
-    ]
-    out |= {f"{name}.gain": adapter[f"{name}.weight"] for name in [*norms, "model.norm"] if reach.acts(name)}
-    for layer in layers:
-        if config.qk_norm and reach.acts(f"{layer}.self_attn.q_norm"):
-            q, k = (adapter[f"{layer}.self_attn.{name}_norm.weight"] for name in "qk")
-            out[f"{layer}.self_attn.qk_gain"] = head_norms(config, q, k)
-        for name in ("self_attn.qkv", "self_attn.o_proj", "mlp.gate_up", "mlp.down_proj"):
-            joined, stems = f"{layer}.{name}", reached(reach, f"{layer}.{name}")
-            if stems:
-                out[f"{joined}.lora_A"] = np.concatenate([adapter[f"{s}.lora_A.weight"] for s in stems]).T
-                out[f"{joined}.lora_B"] = _diagonal(config, adapter, reach, joined, scale)
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in out.items()}
-
-
-def _diagonal(
-    config: DenoiserConfig, adapter: Mapping[str, np.ndarray], reach: Reach, joined: str, scale: float
-) -> np.ndarray:
-    """B of the layers joined under a name, each at its own outputs and behind its own A: float32 [ranks, outputs]."""
-    stems, has = parts_of(joined), reached(reach, joined)
-    keys = config.num_key_value_heads * config.head_dim
-    widths = {"q_proj": config.num_attention_heads * config.head_dim, "k_proj": keys, "v_proj": keys}
-    outputs = [
-        widths.get(kind, config.intermediate_size if kind in PARTS["gate_up"] else config.hidden_size)
-        for kind in (stem.rpartition(".")[2] for stem in stems)
-    ]
-    out = np.zeros((reach.rank * len(has), sum(outputs)), np.float32)
-    for stem, end, width in zip(stems, np.cumsum(outputs), outputs, strict=True):
-        if stem in has:
-            rows = slice(has.index(stem) * reach.rank, (has.index(stem) + 1) * reach.rank)
-            factor = scale * (query_scale(config) if stem.endswith(".q_proj") else 1.0)
-            out[rows, end - width : end] = np.float32(factor) * adapter[f"{stem}.lora_B.weight"].T
-    return out

@@ -36,12 +36,10 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 from redraft.engine.backends.onnx_gated import Gate
 from redraft.engine.backends.onnx_inputs import cache, cache_names, inputs, of_group
+from redraft.engine.backends.onnx_scale import block_of
 
 Precision = Literal["fp32", "blocks", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "blocks", "int8")
-# "blocks" gives so many neighbours in a row of weights or of activations a scale of their own, the first of these that
-# divides the row (GGUF's Q8_0 has 32): a large entry takes the fineness of 8 bits from its own block alone.
-BLOCKS = (64, 32)
 HEAD = "lm_head"
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
@@ -180,12 +178,6 @@ class GraphWriter:
                 "ConstantOfShape", self.op("Shape", self.rows, start=-1), value=value
             )
         return self.zeros[self.rows]
-
-
-def block_of(inputs: int) -> int | None:
-    """How many neighbours share a scale in "blocks"; None for a row that no block divides, whose scale is one for all,
-    as in "int8"."""
-    return next((size for size in BLOCKS if inputs % size == 0), None)
 
 
 def _norm(w: GraphWriter, x: str, name: str, config: DenoiserConfig, size: int) -> str:

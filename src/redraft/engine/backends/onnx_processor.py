@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 
 from redraft.engine.backends import onnx_proto as proto
-from redraft.engine.backends.onnx_graph import BLOCKS, IR_VERSION, OPSET, ZERO, GraphWriter
+from redraft.engine.backends.onnx_graph import IR_VERSION, OPSET, ZERO, GraphWriter
+from redraft.engine.backends.onnx_scale import BLOCKS
 from redraft.engine.backends.onnx_weights import INTEGER_MAX
 
 INPUTS, OUTPUTS = 192, 32  # three blocks of 64: kernels take blocks two by two, and one that is left
