@@ -133,3 +133,14 @@ def test_a_model_that_writes_no_numbers_is_told(data: Path, monkeypatch: pytest.
     told: list[str] = []
     assert make(data, settings(data), message=told.append)
     assert told[-1].endswith("of 12 prompts answered")
+
+
+def test_prompts_hold_nothing_that_the_answers_exclude(data: Path) -> None:
+    toy = with_answers(data)
+    assert toy.answers is not None
+    letters = {"path": str(data.parent / "letters.jsonl")}
+    barred = toy.answers.model_copy(update={"exclude": [Source.model_validate(letters)]})
+    with pytest.raises(RequestError):  # all of its prompts are beginnings of just that file
+        start.write_answers(toy.model_copy(update={"answers": barred}), lambda text: None)
+    assert toy.barred() == []
+    start.write_answers(toy, lambda text: None)

@@ -50,12 +50,14 @@ class Answers(Section):
     """A corpus of what the AR self answers to prompts, made by the engine before training unless it is there.
 
     out: its folder; it is trained on unless the mixture says otherwise, and its holdout is what drafts are measured on.
-    sources: where prompts come from (see training.answers), by default those of `prepare`. longest, tokens: of a
+    sources, exclude: where prompts come from and what they must not hold (see training.answers), by default those of
+    `prepare`. longest, tokens: of a
     prompt and of an answer, at most. temperatures: prompts take turns; 0 is greedy. batch: answers written at once.
     """
 
     out: str
     sources: list[Source] = Field(default=[])
+    exclude: list[Source] = Field(default=[])
     prompts: int = Field(default=4096, ge=1)
     longest: int = Field(default=256, ge=1)
     tokens: int = Field(default=256, ge=2)
@@ -204,6 +206,11 @@ class AdaptRecipe(Section):
     def corpora(self) -> list[Mixture]:
         own = self.data if self.answers is None else self.answers.out
         return self.mixture or [Mixture(path=own)]
+
+    def barred(self) -> list[Source]:
+        """What prompts of `answers` must not hold."""
+        own = [] if self.answers is None else self.answers.exclude
+        return own or ([] if self.prepare is None else self.prepare.exclude)
 
     def prompt_sources(self) -> list[Source]:
         """Where the prompts of `answers` come from."""

@@ -230,6 +230,7 @@ def write_answers(recipe: AdaptRecipe, tell: Callable[[str], None]) -> None:
     backend, weights = answering(recipe, base, device_for(train.device))
     limit = None if train.slice_minutes is None else 60 * train.slice_minutes
     sources, data = recipe.prompt_sources(), Path(recipe.data)
-    barred = recipe.prepare.exclude if recipe.prepare else []
-    if not make_answers(backend, weights, data, recipe.answers, sources, train.seed, limit, tell, barred):
+    if not make_answers(
+        backend, weights, data, recipe.answers, sources, train.seed, limit, tell, recipe.barred()
+    ):
         tell(f"{recipe.answers.out} isn't complete yet: run the same command again")
