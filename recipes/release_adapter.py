@@ -7,7 +7,8 @@ Stages: ship (the last checkpoint's average in bfloat16 into adapters/NAME), tun
 evaluations cost here, and the length of drafts that is fastest on a few prompts), measure (`redraft eval acceptance`
 into docs/NAME.json: minutes, on idle cores), card (adapters/NAME/README.md, all its numbers from that file and from the
 run's own records), pin (the manifest's sha256 into src/redraft/hub/adapters.json, by which `redraft models pull NAME`
-knows it). Other settings of generation_config.json: recipes/NAME-generation.json where there is one.
+knows it). What the card tells of the run is kept in docs/runs, where --before finds it for a later stage. Other
+settings of generation_config.json: recipes/NAME-generation.json where there is one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from redraft.training.ship import pin, ship_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("ship", "tune", "measure", "card", "pin")
-LENGTHS = (3, 4, 6, 8, 12, 16)  # of canvases that draft
+LENGTHS = (3, 4, 5, 6, 8, 12, 16)  # of canvases that draft
 TUNING = Acceptance(tokens=48, seed=1)
 
 
@@ -74,7 +75,13 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="the folder of the adaptation")
     parser.add_argument("--name", required=True)
-    parser.add_argument("--before", type=Path, nargs="+", default=[], help="runs that this one went on from")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="runs that this one went on from, or docs/runs/NAME.json",
+    )
     parser.add_argument("--from", dest="first", choices=STAGES, default="ship")
     parser.add_argument(
         "--data", type=Path, help="a folder with HumanEval, MBPP and GSM8K; else the package's sample"
@@ -95,7 +102,10 @@ def main() -> None:
     if "measure" in wanted:
         measure(folder, results, options.data, options.prompts, options.tokens)
     if "card" in wanted:
-        adapted_card.write(results, folder, [*options.before, options.run], options.machine)
+        on = json.loads(results.read_text())["acceptance"]["machine"]
+        machine = options.machine or f"{on['cpu']}, {on['cores']} cores"
+        kept = adapted_card.keep_run(options.run, machine, ROOT / "docs" / "runs")
+        adapted_card.write(results, folder, [*options.before, kept], machine)
     pin(folder)
 
 

@@ -136,6 +136,15 @@ def test_a_model_is_exported_and_compared(redraft: Redraft, tmp_path: Path, prec
     assert f"against fp32 on {told['agreement']['rows']} rows" in redraft(*export, str(tmp_path / "out")).out
 
 
+def test_eight_bits_of_another_familys_network_are_blocks(redraft: Redraft, tmp_path: Path) -> None:
+    write_network(tmp_path / "mine", canvas_rows_marked=False)
+    flags = ("--int8", "--out", str(tmp_path / "out"), "--json")
+    told = json.loads(redraft("models", "export", str(tmp_path / "mine"), *flags).out)
+    assert told["precision"] == "blocks"
+    assert Path(told["graph"]).name == "denoiser-blocks.onnx"
+    assert told["agreement"]["argmax_share"] > 0.8
+
+
 def test_a_model_is_exported_for_llama_cpp(redraft: Redraft, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="in the extra `gguf`, which make test installs")
     write_network(tmp_path / "mine")

@@ -32,9 +32,16 @@ def base(**changes: Any) -> Denoiser:
     return network(seed=3, **(plain | changes))
 
 
-def adapted(fill: float | None = None, shift: bool = True, **changes: Any) -> Denoiser:
-    """fill: what every number of the adapter is, None for random ones."""
-    settings = AdapterConfig(**(vars(SETTINGS) | {"shift": shift}))
+# What an adapter may leave out.
+FAR = {"targets": ("q_proj", "gate_proj", "down_proj"), "first_layer": 1, "gains": False}
+REACHES = [{}, {"targets": ("v_proj", "o_proj", "up_proj")}, {"gains": False}, {"first_layer": 1}, FAR]
+
+
+def adapted(
+    fill: float | None = None, shift: bool = True, reach: dict[str, Any] | None = None, **changes: Any
+) -> Denoiser:
+    """fill: what every number of the adapter is, None for random ones. reach: where it acts, by default everywhere."""
+    settings = AdapterConfig(**(vars(SETTINGS) | {"shift": shift} | (reach or {})))
     model = adapters.attach(base(**changes), settings).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -25,7 +25,7 @@ def onnx(precision: str = "fp32", **changes: object) -> onnx_backend.OnnxBackend
     return onnx_backend.OnnxBackend(model.config, tensors, precision, threads=1)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_verified_is_ar(precision: str) -> None:
     engine = Engine(onnx(precision), token_bytes, max_batch=10)
     pairs = [
@@ -37,7 +37,7 @@ def test_verified_is_ar(precision: str) -> None:
         assert told(ar)[:3] == told(verified)[:3], ar.request
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_an_answer_is_the_same_alone_and_in_company(precision: str) -> None:
     rng = np.random.default_rng(1)
     requests = [some_request(rng, n) for n in range(12)]

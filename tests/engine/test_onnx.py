@@ -20,7 +20,7 @@ from tests.engine.onnx_models import OPTIONS, denoiser, onnx, reference, tokens
 NONE = np.empty(0, np.int64)
 
 
-@pytest.fixture(scope="module", params=["fp32", "mixed", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "blocks", "int8"])
 def backend(request: pytest.FixtureRequest) -> OnnxBackend:
     return onnx(denoiser(seed=3), request.param)
 
@@ -77,16 +77,16 @@ def test_roles_reach_the_network() -> None:
 @pytest.mark.parametrize(
     "options", [OPTIONS["plain"], OPTIONS["qwen2"], OPTIONS["qwen3"]], ids=["plain", "qwen2", "qwen3"]
 )
-def test_int8_is_close_to_fp32_and_mixed_is_closer(options: dict) -> None:
+def test_eight_bits_are_close_to_fp32_and_blocks_are_closer(options: dict) -> None:
     model = denoiser(**options)
     prompt, canvas = tokens(24), tokens(8, seed=1)
     results = []
-    for precision in ("fp32", "mixed", "int8"):
+    for precision in ("fp32", "blocks", "int8"):
         backend = onnx(model, precision)
         result = backend.forward([Pass(backend.new_context(32), prompt, "all", canvas)])[0]
         results.append(np.concatenate((result.encode, result.canvas)))
-    mixed, int8 = (np.linalg.norm(results[0] - r) / np.linalg.norm(results[0]) for r in results[1:])
-    assert 0 < mixed < int8 < 0.06  # of random weights 32 wide; it shrinks with the width
+    blocks, int8 = (np.linalg.norm(results[0] - r) / np.linalg.norm(results[0]) for r in results[1:])
+    assert 0 < blocks < int8 < 0.06  # of random weights 32 wide; it shrinks with the width
 
 
 def test_wanted_rows_only(backend: OnnxBackend) -> None:
@@ -166,7 +166,7 @@ def test_a_step_is_exact_at_the_row_count_it_claims(backend: OnnxBackend) -> Non
         assert np.array_equal(many, np.stack(single))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_rows_are_exact_at_real_widths(precision: str) -> None:
     """Kernels choose their way by size, so what holds 32 wide is checked at redraft-tiny's width and cache lengths."""
     sizes = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 768, "head_dim": 64}
@@ -324,7 +324,7 @@ def test_a_failed_pass_leaves_the_context_as_it_was(backend: OnnxBackend) -> Non
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(RequestError, match="fp32, mixed, int8"):
+    with pytest.raises(RequestError, match="fp32, blocks, int8"):
         OnnxBackend(denoiser().config, {}, "fp8")  # type: ignore[arg-type]
 
 

@@ -19,7 +19,10 @@ from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NOTHING, prompt, run
-from tests.engine.test_adapted import FAMILIES, SETTINGS, adapted, base, canvas
+from tests.engine.test_adapted import FAMILIES, REACHES, SETTINGS, adapted, base, canvas
+
+
+Q = "model.layers.0.self_attn.qkv.lora_B"
 
 
 def numbers(model: Denoiser) -> dict[str, np.ndarray]:
@@ -32,10 +35,13 @@ def weights(**changes: Any) -> dict[str, np.ndarray]:
     return {k: v.numpy() for k, v in state_dict(base(**changes)).items()}
 
 
-def on_onnx(precision: Precision = "fp32", shift: bool = True, **changes: Any) -> OnnxBackend:
-    model = adapted(shift=shift, **changes)
+def on_onnx(
+    precision: Precision = "fp32", shift: bool = True, reach: dict[str, Any] | None = None, **changes: Any
+) -> OnnxBackend:
+    model = adapted(shift=shift, reach=reach, **changes)
+    settings = adapters.adapter_of(model).settings
     return AdaptedOnnxBackend.of(
-        model.config, weights(**changes), numbers(model), SETTINGS, precision, threads=1
+        model.config, weights(**changes), numbers(model), settings, precision, threads=1
     )
 
 
@@ -46,7 +52,28 @@ def plain(precision: Precision = "fp32", **changes: Any) -> OnnxBackend:
 @pytest.mark.parametrize("changes", [*FAMILIES, {"tie_word_embeddings": False}])
 @pytest.mark.parametrize("shift", [True, False])
 def test_canvases_are_as_on_torch(changes: dict[str, Any], shift: bool) -> None:
-    ours, theirs = on_onnx(shift=shift, **changes), TorchBackend(adapted(shift=shift, **changes))
+    same(on_onnx(shift=shift, **changes), TorchBackend(adapted(shift=shift, **changes)))
+
+
+@pytest.mark.parametrize("changes", FAMILIES)
+@pytest.mark.parametrize("reach", REACHES[1:])
+def test_an_adapter_may_leave_layers_projections_and_norms_out(
+    changes: dict[str, Any], reach: dict[str, Any]
+) -> None:
+    model = adapted(reach=reach, **changes)
+    same(on_onnx(reach=reach, **changes), TorchBackend(model))
+    everywhere = TorchBackend(adapted(**changes))
+    contexts = [backend.new_context(64) for backend in (everywhere, TorchBackend(model))]
+    whole, part = (
+        b.forward([Pass(c, np.array(prompt(9)), canvas=canvas())])[0].canvas
+        for b, c in zip((everywhere, TorchBackend(model)), contexts, strict=True)
+    )
+    assert whole is not None
+    assert part is not None
+    assert np.abs(whole - part).max() > 1e-2  # what is left out counts
+
+
+def same(ours: OnnxBackend, theirs: TorchBackend) -> None:
     contexts = ours.new_context(64), theirs.new_context(64)
     text, locked = np.array(prompt(15)), np.arange(8) == 2
     for part in (text, NOTHING, text[:3]):  # with the first rows, over a cache, and both
@@ -131,12 +158,14 @@ def test_any_rows_of_a_canvas_may_be_wanted(wanted: list[int]) -> None:
     np.testing.assert_array_equal(some.encode, every.encode)
 
 
-@pytest.mark.parametrize(("precision", "error"), [("mixed", 0.1), ("int8", 0.1)])
-def test_fewer_bits_change_a_canvas_little(precision: Precision, error: float) -> None:
-    text = np.array(prompt(15))
+@pytest.mark.parametrize("rank", [4, 32])
+@pytest.mark.parametrize(("precision", "error"), [("blocks", 0.1), ("int8", 0.1)])
+def test_fewer_bits_change_a_canvas_little(precision: Precision, error: float, rank: int) -> None:
+    text, reach = np.array(prompt(15)), {"rank": rank, "alpha": 2.0}
+    made = on_onnx("fp32", reach=reach), on_onnx(precision, reach=reach)
+    assert (f"{Q}.blocks" in made[1].weights) == (rank == 32 and precision == "blocks")
     exact, rough = (
-        backend.forward([Pass(backend.new_context(64), text, canvas=canvas())])[0].canvas
-        for backend in (on_onnx(), on_onnx(precision))
+        backend.forward([Pass(backend.new_context(64), text, canvas=canvas())])[0].canvas for backend in made
     )
     assert exact is not None
     assert rough is not None

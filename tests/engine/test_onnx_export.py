@@ -22,7 +22,7 @@ from tests.engine.onnx_models import OPTIONS, denoiser, tokens
 from tests.engine.test_adapted import SETTINGS, adapted, base, canvas
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["qwen3"], OPTIONS["untied"]], ids=str)
 def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) -> None:
     checkpoint.save(denoiser(**options), tmp_path / "model")
@@ -47,7 +47,7 @@ def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) 
     assert np.array_equal(from_file.canvas, direct.canvas)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_an_adapter_is_exported_with_its_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:

@@ -30,7 +30,7 @@ def test_fields_as_protobuf_writes_them() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_the_onnx_package_reads_what_was_meant(options: dict[str, Any], precision: Any) -> None:
     onnx = pytest.importorskip("onnx")
     config = denoiser(**options).config

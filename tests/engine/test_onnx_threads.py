@@ -22,7 +22,7 @@ from tests.engine.onnx_models import denoiser, onnx, tokens
 WIDE = {"hidden_size": 192, "intermediate_size": 512, "vocab_size": 1000, "num_hidden_layers": 2}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_a_row_is_the_same_on_any_number_of_threads(
     precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +103,7 @@ def test_threads_end_with_the_backend() -> None:
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_any_company_on_any_number_of_cores_gives_the_same_bits(precision: Precision) -> None:
     """Requests that come and go, of one to thirty rows each, alone on one thread and parted among three."""
     model = denoiser(**WIDE)

@@ -19,7 +19,7 @@ from redraft.denoiser import checkpoint
 from redraft.denoiser.shards import read_tensors, widen
 from redraft.engine.backend import Pass
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
-from redraft.engine.backends.onnx_processor import integer_max
+from redraft.engine.backends.onnx_processor import integer_max, multiplies_blocks
 from redraft.engine.backends.onnx_weights import INTEGER_MAX, quantize
 from redraft.errors import RequestError
 from tests.engine.onnx_models import denoiser, reference, tokens
@@ -96,7 +96,7 @@ def test_no_weights(tmp_path: Path) -> None:
         read_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
 def test_weights_of_another_model(tmp_path: Path, precision: str) -> None:
     checkpoint.save(denoiser(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -194,4 +194,4 @@ def test_precision_follows_size() -> None:
     large = denoiser(hidden_size=512, intermediate_size=512, num_hidden_layers=3).config
     assert choose_precision(large) == "int8"
     others = dataclasses.replace(large, canvas_rows_marked=False)  # outliers among activations: see there
-    assert choose_precision(others) == "mixed"
+    assert choose_precision(others) == ("blocks" if multiplies_blocks() else "fp32")

@@ -71,7 +71,7 @@ def run_folder(root: Path, dialogues: bool) -> Path:
         {"step": 0, "seconds": 0.0, "valid_accepted": 0.25, "valid_fill": 9.0},
         {"step": 5, "seconds": 60.0, "tokens_per_second": 1000.0},
         {"step": 9, "seconds": 120.0, "tokens_per_second": 3000.0},
-        {"step": 9, "seconds": 120.0, "valid_accepted": 2.5, "valid_fill": 3.0},
+        {"step": 9, "seconds": 120.0, "valid_accepted": 2.5, "valid_fill": 3.0, "valid_accepted_live": 2.75},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return run
@@ -90,7 +90,7 @@ def test_the_card_tells_what_was_measured(measured: Any) -> None:
         for place in d["places"]:
             assert f"{100 * place['share']:.0f} [" in row
     assert "9 steps in 2 minutes on one abacus: 0.24 million clean tokens (2000 a second)" in text
-    assert "in a row: 0.25 before, 2.50 after; holes: 9.00 and 3.00" in text
+    assert "in a row: 0.25 before, 2.50 (with the Markov head 2.75) after; holes: 9.00 and 3.00" in text
     assert "| GSM8K, training split | prompts, answered by the base | MIT |" in text
     assert "| mine | prompts, answered by the base | not known |" in text
     assert "Python packages" in text
@@ -108,6 +108,19 @@ def test_without_share_alike_text_the_base_says_the_licence(measured: Any) -> No
     bare = adapted_card.write(results, folder).read_text()
     assert "## Training" not in bare
     assert not re.search(r"\bnan\b|None", bare)
+
+
+def test_what_is_kept_of_a_run_tells_the_same_as_its_folder(measured: Any, tmp_path: Path) -> None:
+    _, folder, results, _ = measured
+    run = run_folder(tmp_path, True)
+    due = adapted_card.write(results, folder, [run], "an abacus").read_text()
+    kept = adapted_card.keep_run(run, "an abacus", tmp_path / "runs")
+    assert kept == tmp_path / "runs" / "toy.json"
+    assert adapted_card.write(results, folder, [kept]).read_text() == due
+    for text, line in (("{}", "holds no record of a run"), ("{", "can't be read")):
+        kept.write_text(text)
+        with pytest.raises(RequestError, match=line):
+            adapted_card.write(results, folder, [kept])
 
 
 def test_results_of_something_else_are_refused(measured: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def told(model: Model, folder: Path) -> dict:
 
 
 def test_every_precision_is_timed_and_compared(told: dict) -> None:
-    assert list(told["backends"]) == ["torch", "onnx-fp32", "onnx-mixed", "onnx-int8"]
+    assert list(told["backends"]) == ["torch", "onnx-fp32", "onnx-blocks", "onnx-int8"]
     assert told["chosen"] == "onnx-fp32"
     torch_alone, fp32 = told["backends"]["torch"], told["backends"]["onnx-fp32"]
     assert "agreement" not in torch_alone

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import redraft
 from redraft.denoiser import families
-from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
+from redraft.engine.backends.onnx_backend import OnnxBackend, eight_bits
 from redraft.engine.backends.onnx_export import export
 from redraft.errors import RequestError
 from redraft.hub import store
@@ -203,8 +203,8 @@ def test_a_large_model_made_of_an_ar_base_keeps_the_precision_of_its_outliers(
 ) -> None:
     small = Adaptation(full(data), tmp_path / "run", resume=False).model.config
     large = replace(small, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
-    assert choose_precision(large) == "mixed"
-    assert choose_precision(replace(large, shift=False)) == "int8"  # as models of our own have it
+    assert eight_bits(large) == "blocks"
+    assert eight_bits(replace(large, shift=False)) == "int8"  # as models of our own have it
 
 
 def test_flops_of_a_step(data: Path, tmp_path: Path) -> None:

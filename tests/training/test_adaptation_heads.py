@@ -151,7 +151,7 @@ def test_a_run_can_start_from_one_with_the_same_heads(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("adapter", "line"),
     [
-        ({"rank": 4}, "doesn't fit the recipe: its rank is 8, the recipe's 4"),
+        ({"rank": 4}, "doesn't fit the recipe: its rank is 8, the recipe's only 4"),
         ({"shift": False}, "doesn't fit the recipe: its shift is True, the recipe's False"),
         ({"markov_rank": 0, "confidence": False}, "leaves nothing to learn without heads"),
         ({"start": None}, "needs a trained adapter to begin with"),

@@ -30,8 +30,8 @@ def settings(data: Path, **changes: Any) -> Answers:
 
 
 def make(data: Path, own: Answers, **options: Any) -> bool:
-    model = start.network(recipe(data), redraft.hub.resolve(NAME), start.torch.device("cpu"))
-    return make_answers(model, data, own, own.sources, **options)
+    backend, weights = start.answering(recipe(data), redraft.hub.resolve(NAME), start.torch.device("cpu"))
+    return make_answers(backend, weights, data, own, own.sources, **options)
 
 
 @pytest.mark.parametrize("temperatures", [[0.0], [0.0, 0.8]])
@@ -133,3 +133,14 @@ def test_a_model_that_writes_no_numbers_is_told(data: Path, monkeypatch: pytest.
     told: list[str] = []
     assert make(data, settings(data), message=told.append)
     assert told[-1].endswith("of 12 prompts answered")
+
+
+def test_prompts_hold_nothing_that_the_answers_exclude(data: Path) -> None:
+    toy = with_answers(data)
+    assert toy.answers is not None
+    letters = {"path": str(data.parent / "letters.jsonl")}
+    barred = toy.answers.model_copy(update={"exclude": [Source.model_validate(letters)]})
+    with pytest.raises(RequestError):  # all of its prompts are beginnings of just that file
+        start.write_answers(toy.model_copy(update={"answers": barred}), lambda text: None)
+    assert toy.barred() == []
+    start.write_answers(toy, lambda text: None)

@@ -163,9 +163,12 @@ def _onnx(
 ) -> tuple[dict[str, Any], str]:
     """What was written, for programs and for a person."""
     import redraft
+    from redraft.engine.backends.onnx_backend import eight_bits
     from redraft.engine.backends.onnx_export import export
 
-    written = export(model.path, out, precision, sample_rows(redraft.load(name)))
+    loaded = redraft.load(name)
+    held = eight_bits(loaded.config) if precision == "int8" else precision
+    written = export(model.path, out, held, sample_rows(loaded))
     agreed = written.agreement
     assert agreed is not None
     told = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.errors import RequestError
@@ -15,14 +16,34 @@ from redraft.files import write_atomically
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's, before the base's own name of a module
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where an adapter acts: LoRA of this rank on the `targets` of the layers from number `first_layer` on and, with
+    gains, RMSNorm gains of the canvas's own in these layers and behind the last."""
+
+    rank: int
+    targets: tuple[Target, ...] = TARGETS
+    first_layer: int = 0
+    gains: bool = True
+
+    def acts(self, name: str) -> bool:
+        """Whether a module of the base of this name ("model.layers.3.mlp.up_proj") has a part of the adapter."""
+        found = re.fullmatch(r"model\.layers\.(\d+)\..*?(\w+)", name)
+        if found is None:
+            return self.gains and name == "model.norm"
+        layer, kind = int(found[1]), found[2]
+        return layer >= self.first_layer and (self.gains if kind.endswith("norm") else kind in self.targets)
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """base: a model's name or folder. rank, alpha: LoRA's; scale is alpha / rank. layers: how many of the base's
     layers are used, from the first on; None: all. markov_rank (0: none), confidence: the heads behind it, see
-    denoiser.heads. The rest are fields of the adapted DenoiserConfig.
+    denoiser.heads. targets, first_layer, gains: see Reach. The rest are fields of the adapted DenoiserConfig.
     """
 
     base: str
@@ -35,6 +56,13 @@ class AdapterConfig:
     layers: int | None = None
     markov_rank: int = 0
     confidence: bool = False
+    targets: tuple[Target, ...] = TARGETS
+    first_layer: int = 0
+    gains: bool = True
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.rank, self.targets, self.first_layer, self.gains)
 
     @property
     def scale(self) -> float:
@@ -79,6 +107,8 @@ class AdapterConfig:
             "layers",
             "markov_rank",
             "confidence",
+            "first_layer",
+            "gains",
         )
         raw = {
             "peft_type": "LORA",
@@ -86,7 +116,7 @@ class AdapterConfig:
             "base_model_name_or_path": self.base,
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "target_modules": list(TARGETS),
+            "target_modules": list(self.targets),
             "bias": "none",
             "redraft": {"gated": True} | {name: getattr(self, name) for name in own},
         }
@@ -108,6 +138,7 @@ class AdapterConfig:
                 base=raw["base_model_name_or_path"],
                 rank=raw["r"],
                 alpha=raw["lora_alpha"],
+                targets=tuple(raw["target_modules"]),
                 **{f.name: own[f.name] for f in dataclasses.fields(cls) if f.name in own},
             )
         except (KeyError, TypeError) as error:
@@ -116,6 +147,11 @@ class AdapterConfig:
             raise RequestError(
                 f"{path} is malformed: base_model_name_or_path and r must name a base and a rank"
             )
+        unknown = sorted(set(found.targets) - set(TARGETS))
+        if unknown:
+            raise RequestError(f"{path}: target_modules holds {unknown[0]!r}; known are {', '.join(TARGETS)}")
+        if not isinstance(found.first_layer, int) or found.first_layer < 0:
+            raise RequestError(f"{path} is malformed: first_layer must be a whole number of at least 0")
         if not isinstance(found.markov_rank, int) or found.markov_rank < 0:
             raise RequestError(f"{path} is malformed: markov_rank must be a whole number of at least 0")
         return found

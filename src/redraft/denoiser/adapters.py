@@ -1,7 +1,8 @@
 """Gated adapters: what makes an AR base denoise, kept beside it and acting on canvas rows alone.
 
-LoRA on every projection of a layer, RMSNorm gains of the canvas's own, and an embedding each for an open slot, an empty
-one and a locked one (gated LoRA: Samragh et al., 2025, arXiv 2507.11851). The base's modules and weights stay as they
+LoRA on projections of layers, RMSNorm gains of the canvas's own, and an embedding each for an open slot, an empty one
+and a locked one (gated LoRA: Samragh et al., 2025, arXiv 2507.11851). Which layers and projections is the adapter's
+business (adapter_config.Reach): every part costs a pass some nodes. The base's modules and weights stay as they
 are; forward hooks add to the rows that `canvas_rows` names, picked out by index. A clean row never meets an adapter's
 number, so AR mode is the base, bit for bit, and there is nothing to be merged.
 
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from redraft.denoiser import checkpoint, families
-from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, TARGETS, AdapterConfig
+from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, AdapterConfig, Reach
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.heads import Heads
 from redraft.denoiser.transformer import Denoiser, RMSNorm
@@ -93,7 +94,7 @@ class Adapter(nn.Module):
         self.slots = Slots(size)
         self.heads = Heads(size, *settings.heads)
         self.parts = nn.ModuleDict()
-        for name, module in _adapted(model):
+        for name, module in _adapted(model, settings.reach):
             part = (
                 LoRA(module, settings.rank, settings.scale) if isinstance(module, nn.Linear) else Gain(module)
             )
@@ -138,11 +139,10 @@ class Adapter(nn.Module):
         return out
 
 
-def _adapted(model: Denoiser) -> Iterator[tuple[str, Any]]:
-    """The base's modules that get a part: projections and norms of the layers, and the last norm."""
+def _adapted(model: Denoiser, reach: Reach) -> Iterator[tuple[str, Any]]:
+    """The base's modules that get a part."""
     for name, module in model.named_modules():
-        projects = name.rpartition(".")[2] in TARGETS and ".layers." in name
-        if projects or isinstance(module, RMSNorm):
+        if isinstance(module, nn.Linear | RMSNorm) and reach.acts(name):
             yield name, module
 
 
@@ -158,7 +158,7 @@ def attach(model: Denoiser, settings: AdapterConfig) -> Denoiser:
     model.requires_grad_(False)
     model.config = model.model.config = settings.adapted(model.config)
     adapter = Adapter(model, settings).to(model.lm_head.weight)
-    for name, module in _adapted(model):
+    for name, module in _adapted(model, settings.reach):
         module.register_forward_hook(_hook(adapter.gate, adapter.parts[name.replace(".", "/")]))
     model.model.embed_tokens.register_forward_hook(_embedding_hook(adapter, model.config))
     model.adapter = adapter
@@ -257,18 +257,31 @@ def adapter_of(model: Denoiser) -> Adapter:
     return model.adapter
 
 
-def read_into(adapter: Adapter, path: Path, heads: bool = True) -> None:
-    """Copies the numbers of a file into the adapter; heads False: all but those of its heads, which the file may have
-    or not. Raises RequestError on a missing, surplus or misshapen one."""
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} can't be read ({error}); fetch it again") from None
-    own = adapter.named_tensors()
-    if not heads:
-        own, tensors = (
-            {n: t for n, t in found.items() if not n.startswith(HEADS)} for found in (own, tensors)
-        )
+
+
+def grow(adapter: Adapter, path: Path, factor: float, heads: bool) -> None:
+    """Copies the numbers of a file into the adapter as far as both reach: of a smaller rank into the first ones, whose
+    B it multiplies by `factor`; the rest of B becomes 0. heads False: all but those of the heads."""
+    tensors = _read(path)
+    with torch.no_grad():
+        for name, p in adapter.named_tensors().items():
+            if name not in tensors or (name.startswith(HEADS) and not heads):
+                continue
+            theirs = tensors[name].to(p)
+            if name.endswith("lora_B.weight"):
+                p.zero_()
+                theirs = theirs * factor
+            p[tuple(slice(size) for size in theirs.shape)] = theirs
+
+
+def read_into(adapter: Adapter, path: Path) -> None:
+    """Copies the numbers of a file into the adapter. Raises RequestError on a missing, surplus or misshapen one."""
+    tensors, own = _read(path), adapter.named_tensors()
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
     if wrong and wrong[0].startswith(HEADS):

@@ -3,7 +3,7 @@
     python -m redraft.evaluation.adapted_card RESULTS.json --runs RUN … --card adapters/redraft-135m
 
 RESULTS.json is what `redraft eval acceptance --json` printed. Everything else is read from the runs' recipe.yaml and
-metrics.jsonl, and from the adapter's own configs. --runs needs PyYAML.
+metrics.jsonl, or from what `keep_run` kept of them, and from the adapter's own configs. Run folders need PyYAML.
 """
 
 from __future__ import annotations
@@ -180,20 +180,25 @@ def _training(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _stage(run: Mapping[str, Any]) -> str:
     cost, recipe = run["cost"], run["recipe"]
-    rate = cost["tokens"] / max(cost["seconds"], 1e-9)
+    canvas, rate = recipe["canvas"], cost["tokens"] / max(cost["seconds"], 1e-9)
+    slots = canvas.get("slots") or canvas["length"]
     out = (
         f"`{recipe['name']}`: {cost['steps']} steps in {cost['seconds'] / 60:.0f} minutes on {cost['machine']}: "
-        f"{cost['tokens'] / 1e6:.2f} million clean tokens ({rate:.0f} a second), with {recipe['canvas']['per_row']} "
-        f"canvases of {recipe['canvas']['length']} slots over every {recipe['train']['row_length']}."
+        f"{cost['tokens'] / 1e6:.2f} million clean tokens ({rate:.0f} a second), with {canvas['per_row']} canvases of "
+        f"{slots} slots over every {recipe['train']['row_length']}."
     )
     first, last = run.get("first"), run.get("last")
     if first and last:
         out += (
-            f" Held-out drafts accepted in a row: {first['valid_accepted']:.2f} before, "
-            f"{last['valid_accepted']:.2f} after; holes: {first['valid_fill']:.2f} and {last['valid_fill']:.2f} nats "
-            "a slot."
+            f" Held-out drafts accepted in a row: {_accepted(first)} before, {_accepted(last)} after; holes: "
+            f"{first['valid_fill']:.2f} and {last['valid_fill']:.2f} nats a slot."
         )
     return out
+
+
+def _accepted(measured: Mapping[str, Any]) -> str:
+    alone, live = measured["valid_accepted"], measured.get("valid_accepted_live")
+    return f"{alone:.2f}" + ("" if live is None else f" (with the Markov head {live:.2f})")
 
 
 def _sources(recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -231,7 +236,10 @@ def _limits(repository: str) -> str:
 
 
 def read_run(run: Path, machine: str) -> dict[str, Any]:
-    """A run's recipe, cost and first and last measurement. Raises RequestError for a folder that is no run."""
+    """A run's recipe, cost and first and last measurement; run: its folder, or a file that `keep_run` wrote. Raises
+    RequestError for what is neither."""
+    if run.is_file():
+        return _kept(run)
     cost = training_cost(run, machine)
     import yaml
 
@@ -245,13 +253,36 @@ def read_run(run: Path, machine: str) -> dict[str, Any]:
     return {"recipe": recipe, "cost": cost} | ends
 
 
+def keep_run(run: Path, machine: str, folder: Path) -> Path:
+    """Writes what `read_run` reads of a run, which outlives its folder, to folder/NAME.json, by its recipe's name."""
+    told = read_run(run, machine)
+    path = folder / f"{told['recipe']['name']}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} can't be read: {error}") from None
+    if not isinstance(told, dict) or not {"recipe", "cost"} <= told.keys():
+        raise RequestError(f"{path} holds no record of a run")
+    return told
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Exit status as for `redraft`."""
     parser = argparse.ArgumentParser(prog="python -m redraft.evaluation.adapted_card", description=__doc__)
     parser.add_argument("results", type=Path, help="what redraft eval acceptance --json printed")
     parser.add_argument("--card", type=Path, required=True, metavar="FOLDER", help="the adapter's folder")
     parser.add_argument(
-        "--runs", type=Path, nargs="+", default=[], help="run folders, one a stage, for the cost and the data"
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="a run's folder or record for each stage: cost and data",
     )
     parser.add_argument("--machine", help="where it was trained, in words; else as the measurement says")
     arguments = parser.parse_args(given)

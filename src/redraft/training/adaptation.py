@@ -31,9 +31,8 @@ from redraft.training.adaptation_methods import METHODS, frozen_base
 from redraft.training.adaptation_objective import DIVISORS, NAMES, AdaptationObjective, Sums, accepted
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.adaptation_samples import Sampler, sampler
-from redraft.training.answers import make_answers
 from redraft.training.checkpoints import Stored, TrainingState
-from redraft.training.distributed import device_for, make_once
+from redraft.training.distributed import make_once
 from redraft.training.flops import Work
 from redraft.training.loop import Loop, Reporter, Silent
 from redraft.training.memory import out_of_memory
@@ -321,7 +320,7 @@ class Adaptation(Loop):
                 record["valid_ar"] = sums["ar"] / sums["ar_count"]
             self.reporter.message(
                 f"step {self.state.step}: held-out drafts accepted in a row {record['valid_accepted']:.2f} of "
-                f"{self.recipe.canvas.length - 1}, holes {record['valid_fill']:.3f} nats a slot"
+                f"{self.recipe.canvas.drawn - 1}, holes {record['valid_fill']:.3f} nats a slot"
                 + (f", AR {record['valid_ar']:.3f} a token" if "valid_ar" in record else "")
             )
             if heads.markov or heads.confidence:
@@ -374,22 +373,6 @@ class Adaptation(Loop):
         checkpoints.copy_tokenizer(Path(self.recipe.data), folder)
 
 
-def _answers(recipe: AdaptRecipe, reporter: Reporter) -> None:
-    """The corpus of the AR self's answers, or as much of it as a slice has time for."""
-    assert recipe.answers is not None
-    train = recipe.train
-    start.check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    start.check_tokenizer(recipe, base := start.find_base(recipe))
-    if train.threads:
-        torch.set_num_threads(train.threads)
-    model = start.network(recipe, base, device_for(train.device))
-    limit = None if train.slice_minutes is None else 60 * train.slice_minutes
-    sources, data = recipe.prompt_sources(), Path(recipe.data)
-    barred = recipe.prepare.exclude if recipe.prepare else []
-    if not make_answers(model, data, recipe.answers, sources, train.seed, limit, reporter.message, barred):
-        reporter.message(f"{recipe.answers.out} isn't complete yet: run the same command again")
-
-
 def adapt(
     recipe: AdaptRecipe,
     folder: str | Path | None = None,
@@ -402,7 +385,7 @@ def adapt(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if recipe.answers is not None:
-        make_once(recipe.answers.out, lambda: _answers(recipe, reporter or Silent()))
+        make_once(recipe.answers.out, lambda: start.write_answers(recipe, (reporter or Silent()).message))
         if not (Path(recipe.answers.out) / "train.json").exists():  # this session's time was over
             return Path(recipe.answers.out)
     run = Adaptation(recipe, folder or Path("runs") / recipe.name, resume, reporter)

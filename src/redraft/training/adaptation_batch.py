@@ -93,7 +93,7 @@ def build(
         row = data[step * batch_rows + r]
         rng = np.random.default_rng((seed, step, 1 + r))
         kinds = None if kind is None else np.full(states.per_row, kind)
-        parts.append(_arrays(row, draw(row, states, losses, tokens, rng, shift, kinds), states.length))
+        parts.append(_arrays(row, draw(row, states, losses, tokens, rng, shift, kinds), states.drawn))
     return AdaptBatch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -61,7 +61,7 @@ def draw(
     shift: the first slot is predicted by the last clean row, which nothing can teach: it isn't supervised. kinds: the
     state of each canvas (0 draft, 1 prefix, 2 revealed, 3 hole), drawn by default.
     """
-    count, length = states.per_row, states.length
+    count, length = states.per_row, states.drawn
     shares = np.array([states.draft, states.prefix, states.revealed, states.hole])
     drawn = rng.choice(4, count, p=shares / shares.sum())
     kinds = drawn if kinds is None else kinds

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from redraft.denoiser.adapter_config import TARGETS, Target
 from redraft.training.recipe import Mixture, Prepare, Recipe, Section, Share, Source, load, read, read_yaml
 
 
@@ -20,17 +21,22 @@ class Base(Section):
 class AdapterSettings(Section):
     """The adapter's size and the canvas's conventions; see denoiser.adapter_config.
 
-    rank, alpha (None: the rank): of method "adapter" alone. shift: canvas row i predicts slot i + 1, as the base's rows
+    rank, alpha (None: the rank): of method "adapter" alone, as are targets (projections that learn), first_layer (the
+    first that does) and gains (norms of the canvas's own). shift: canvas row i predicts slot i + 1, as the base's rows
     do. mask_token, null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves
     unused.
 
     Heads for drafts that are verified, see denoiser.heads: markov_rank (0: none; 64 is plenty) and confidence. They
     learn beside the adapter, or behind one that is done: start names a run or an adapter's folder to begin with, and
-    with frozen nothing but the heads learns, which spares the way back through the network.
+    with frozen nothing but the heads learns, which spares the way back through the network. A start may have a smaller
+    rank, which grows, and reach where this adapter doesn't, which is left out.
     """
 
     rank: int = Field(default=64, ge=1)
     alpha: float | None = Field(default=None, gt=0)
+    targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
+    first_layer: int = Field(default=0, ge=0)
+    gains: bool = True
     shift: bool = True
     mask_token: str | None = None
     null_token: str | None = None
@@ -44,12 +50,14 @@ class Answers(Section):
     """A corpus of what the AR self answers to prompts, made by the engine before training unless it is there.
 
     out: its folder; it is trained on unless the mixture says otherwise, and its holdout is what drafts are measured on.
-    sources: where prompts come from (see training.answers), by default those of `prepare`. longest, tokens: of a
+    sources, exclude: where prompts come from and what they must not hold (see training.answers), by default those of
+    `prepare`. longest, tokens: of a
     prompt and of an answer, at most. temperatures: prompts take turns; 0 is greedy. batch: answers written at once.
     """
 
     out: str
     sources: list[Source] = Field(default=[])
+    exclude: list[Source] = Field(default=[])
     prompts: int = Field(default=4096, ge=1)
     longest: int = Field(default=256, ge=1)
     tokens: int = Field(default=256, ge=2)
@@ -59,7 +67,8 @@ class Answers(Section):
 
 
 class States(Section):
-    """What the canvases of training show. length: slots of a canvas; per_row: canvases over a row of clean text.
+    """What the canvases of training show. length: slots of a canvas; slots: of one in training, where drafts are to be
+    shorter than what a canvas can hold; per_row: canvases over a row of clean text.
 
     Shares of canvases, which together make 1: draft (all masks: what a draft starts from), prefix (the first slots
     visible, their number truncated geometric), revealed (any slot may be visible, early ones more often) and hole (a
@@ -67,11 +76,17 @@ class States(Section):
     """
 
     length: int = Field(default=16, ge=2)
+    slots: int | None = Field(default=None, ge=2)
     per_row: int = Field(default=16, ge=1)
     draft: Share = 0.55
     prefix: Share = 0.12
     revealed: Share = 0.13
     hole: Share = 0.2
+
+    @property
+    def drawn(self) -> int:
+        """Slots of a canvas in training."""
+        return self.slots or self.length
 
 
 class Losses(Section):
@@ -191,6 +206,11 @@ class AdaptRecipe(Section):
     def corpora(self) -> list[Mixture]:
         own = self.data if self.answers is None else self.answers.out
         return self.mixture or [Mixture(path=own)]
+
+    def barred(self) -> list[Source]:
+        """What prompts of `answers` must not hold."""
+        own = [] if self.answers is None else self.answers.exclude
+        return own or ([] if self.prepare is None else self.prepare.exclude)
 
     def prompt_sources(self) -> list[Source]:
         """Where the prompts of `answers` come from."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,16 @@ from redraft.denoiser import adapters, families
 from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
+from redraft.engine.backend import Backend
+from redraft.engine.backends.onnx_backend import OnnxBackend
+from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.hub.store import ModelFolder, find, resolve
 from redraft.hub.tokenizer import TOKENIZER, Tokenizer
 from redraft.training.adaptation_recipe import AdaptRecipe
+from redraft.training.answers import digest, make_answers
 from redraft.training.data import Corpus
+from redraft.training.distributed import device_for
 from redraft.training.packing import Rows
 
 
@@ -26,6 +31,8 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
     canvas, train = recipe.canvas, recipe.train
     if canvas.draft + canvas.prefix + canvas.revealed + canvas.hole <= 0:
         raise RequestError("canvas: one of the shares draft, prefix, revealed and hole must be above 0")
+    if canvas.drawn > canvas.length:
+        raise RequestError("canvas.slots must not exceed canvas.length")
     if canvas.length > train.row_length:
         raise RequestError("canvas.length must not exceed train.row_length")
     if train.batch_rows < processes:
@@ -129,6 +136,9 @@ def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
         layers=recipe.base.layers,
         markov_rank=own.markov_rank,
         confidence=own.confidence,
+        targets=own.targets,
+        first_layer=own.first_layer,
+        gains=own.gains,
     )
 
 
@@ -150,21 +160,30 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     return model.to(device)
 
 
+# What a start and the recipe must agree on.
+CONVENTIONS = ("base", "mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
+
+
 def take_over(adapter: adapters.Adapter, name: str) -> None:
     """The numbers of a trained adapter (a run, a folder or a model's name), and of its heads if they are of the same
-    make. Raises RequestError when its sizes or conventions aren't the recipe's."""
+    make. Where it doesn't reach or has a smaller rank, ours stays as drawn, which changes nothing yet. Raises
+    RequestError when it has a larger rank or other conventions than the recipe."""
     folder = find(name).path
     if not (folder / ADAPTER_CONFIG).exists():
         raise RequestError(f"adapter.start: {folder} is no adapter")
     theirs, ours = AdapterConfig.read(folder), adapter.settings
     heads = (theirs.markov_rank, theirs.confidence) == (ours.markov_rank, ours.confidence)
-    for f in dataclasses.fields(ours):
-        has, due = getattr(theirs, f.name), getattr(ours, f.name)
-        if has != due and f.name not in ("markov_rank", "confidence"):
+    for name in CONVENTIONS:
+        has, due = getattr(theirs, name), getattr(ours, name)
+        if has != due:
             raise RequestError(
-                f"adapter.start: {folder} doesn't fit the recipe: its {f.name} is {has}, the recipe's {due}"
+                f"adapter.start: {folder} doesn't fit the recipe: its {name} is {has}, the recipe's {due}"
             )
-    adapters.read_into(adapter, folder / ADAPTER_WEIGHTS, heads)
+    if theirs.rank > ours.rank:
+        raise RequestError(
+            f"adapter.start: {folder} doesn't fit the recipe: its rank is {theirs.rank}, the recipe's only {ours.rank}"
+        )
+    adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs.scale / ours.scale, heads)
 
 
 def check_room(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
@@ -185,3 +204,33 @@ def held_out_rows(recipe: AdaptRecipe) -> Rows | None:
     valid = Corpus(recipe.data if recipe.answers is None else recipe.answers.out, "valid")
     usable = len(valid) and int(np.max(valid.lengths)) > 2
     return Rows([valid], [1.0], recipe.train.row_length, recipe.train.seed) if usable else None
+
+
+def answering(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> tuple[Backend, str]:
+    """What writes the base's answers, and a name for its weights: on a CPU the engine's own graph, whose AR self live
+    drafts will be judged by, several times as fast as torch; torch on a GPU, and for a base that is cut."""
+    if device.type == "cpu" and recipe.base.layers is None:
+        graph = OnnxBackend.load(base.path, threads=recipe.train.threads or 0)
+        return graph, digest(graph.name, graph.weights.values())
+    model = network(recipe, base, device)
+    held = (p for name, p in model.named_parameters() if not name.startswith("adapter."))
+    return TorchBackend(model), digest(
+        "torch", (p.detach().flatten()[:64].float().cpu().numpy() for p in held)
+    )
+
+
+def write_answers(recipe: AdaptRecipe, tell: Callable[[str], None]) -> None:
+    """The corpus of the AR self's answers, or as much of it as a slice has time for."""
+    assert recipe.answers is not None
+    train = recipe.train
+    check(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    check_tokenizer(recipe, base := find_base(recipe))
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    backend, weights = answering(recipe, base, device_for(train.device))
+    limit = None if train.slice_minutes is None else 60 * train.slice_minutes
+    sources, data = recipe.prompt_sources(), Path(recipe.data)
+    if not make_answers(
+        backend, weights, data, recipe.answers, sources, train.seed, limit, tell, recipe.barred()
+    ):
+        tell(f"{recipe.answers.out} isn't complete yet: run the same command again")

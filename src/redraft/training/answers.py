@@ -12,15 +12,14 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from redraft.denoiser.transformer import Denoiser
 from redraft.engine import Engine, Request
-from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.engine.backend import Backend
 from redraft.errors import RedraftError, RequestError
 from redraft.hub.tokenizer import Tokenizer
 from redraft.sampling import SamplerSettings
@@ -129,7 +128,8 @@ class Journal:
 
 
 def make_answers(
-    model: Denoiser,
+    backend: Backend,
+    weights: str,
     data: Path,
     settings: Answers,
     sources: Sequence[Source],
@@ -140,8 +140,9 @@ def make_answers(
 ) -> bool:
     """Writes the corpus settings.out, splits train and valid; False when `seconds` ran out first (call again).
 
-    model: adapted or to be adapted; it writes as its AR self. data: a folder with its tokenizer. What an answer ended
-    with belongs to it; one that was cut ends without. Canvases may cover answers alone.
+    backend: of the base, or of what is made of it; it writes as its AR self. weights: a name for what it runs on, by
+    which a later call knows it again. data: a folder with its tokenizer. What an answer ended with belongs to it; one
+    that was cut ends without. Canvases may cover answers alone.
     """
     folder = Path(settings.out)
     tokenizer = Tokenizer.load(data)
@@ -152,19 +153,19 @@ def make_answers(
         )
     make_folder(folder)
     about = settings.model_dump(include={"tokens", "temperatures"}) | {"seed": seed}
-    journal = Journal(folder, about | {"weights": _digest(model), "prompts": _hash(repr(prompts).encode())})
+    journal = Journal(folder, about | {"weights": weights, "prompts": _hash(repr(prompts).encode())})
     try:
-        done = _answer(model, tokenizer, prompts, settings, seed, seconds, journal, message)
+        done = _answer(backend, tokenizer, prompts, settings, seed, seconds, journal, message)
     finally:
         journal.close()
     if done:
-        _write(folder, prompts, journal.answers, settings.holdout, tokenizer, model.config.vocab_size)
+        _write(folder, prompts, journal.answers, settings.holdout, tokenizer, backend.config.vocab_size)
         checkpoints.copy_tokenizer(data, folder)
     return done
 
 
 def _answer(
-    model: Denoiser,
+    backend: Backend,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[int, ...]],
     settings: Answers,
@@ -174,13 +175,14 @@ def _answer(
     message: Callable[[str], None],
 ) -> bool:
     """Answers what the journal lacks; False when time ran out."""
-    backend = TorchBackend(model)
+    config = backend.config
+    renoise = "uniform" if config.mask_token_id is None else "mask"
     engine = Engine(backend, tokenizer.token_bytes, settings.batch, prefix_contexts=0)
     tickets = {}
     for number, prompt in enumerate(prompts):
         if number not in journal.answers:
             heat = settings.temperatures[number % len(settings.temperatures)]
-            sampler = SamplerSettings(temperature=heat, canvas_length=model.config.canvas_length)
+            sampler = SamplerSettings(temperature=heat, canvas_length=config.canvas_length, renoise=renoise)
             request = Request(
                 prompt, "ar", sampler, max_tokens=settings.tokens, seed=seed, sample=number, watched=False
             )
@@ -197,7 +199,7 @@ def _answer(
             if ticket.done and ticket.writer is not None and ticket in tickets:
                 output = ticket.writer.output
                 ended = output.finish_reason == "stop"
-                ids = [*map(int, output.tokens), *(model.config.eos_token_ids[:1] if ended else ())]
+                ids = [*map(int, output.tokens), *(config.eos_token_ids[:1] if ended else ())]
                 journal.add(tickets.pop(ticket), ids)
     if tickets:
         raise RedraftError(
@@ -221,10 +223,9 @@ def _write(
         write_corpus(folder, split, documents, [len(prompts[n]) for n in numbers], size, vocab_size)
 
 
-def _digest(model: Denoiser) -> str:
-    """Of the weights that AR runs on: a sample of each."""
-    base = (p for name, p in model.named_parameters() if not name.startswith("adapter."))
-    return _hash(b"".join(p.detach().flatten()[:64].float().cpu().numpy().tobytes() for p in base))
+def digest(name: str, weights: Iterable[np.ndarray]) -> str:
+    """Of a backend's name and the weights that it runs on: a sample of each."""
+    return _hash(name.encode() + b"".join(w.reshape(-1)[:64].tobytes() for w in weights))
 
 
 def _hash(content: bytes) -> str:

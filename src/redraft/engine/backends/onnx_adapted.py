@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from redraft.denoiser import families
-from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, AdapterConfig
+from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, AdapterConfig, Reach
 from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.denoiser.shards import Tensors, entries, read_tensors
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
-from redraft.engine.backends.onnx_gated import adapter_weights
+from redraft.engine.backends.onnx_gated import LOCKED, MASK, NULL, PARTS, parts_of, reached
 from redraft.engine.backends.onnx_graph import Precision, build_graph
+from redraft.engine.backends.onnx_scale import block_of, head_norms, query_scale
+from redraft.engine.backends.onnx_weights import in_blocks
 from redraft.errors import RequestError
 from redraft.hub.store import base_of
 from redraft.sampling.heads import DraftHeads
@@ -67,12 +69,12 @@ class AdaptedOnnxBackend:
         """config: the adapted model's."""
         precision = precision or choose_precision(config)
         try:
-            own = adapter_weights(config, adapter, settings.scale)
+            own = adapter_weights(config, adapter, settings.reach, settings.scale, precision)
         except KeyError as error:
             raise RequestError(f"{source} lacks {error}: it doesn't fit its base") from None
         except ValueError as error:  # of shapes: another rank or width than the config's
             raise RequestError(f"{source} doesn't fit its base: {error}") from None
-        for weight in build_graph(config, precision, rank=settings.rank).weights:
+        for weight in build_graph(config, precision, reach=settings.reach).weights:
             if weight.name in own and own[weight.name].shape != weight.shape:
                 shapes = f"{list(own[weight.name].shape)} where {list(weight.shape)} is wanted"
                 raise RequestError(f"{source} doesn't fit its base: {weight.name} is {shapes}")
@@ -85,9 +87,71 @@ class AdaptedOnnxBackend:
             source=source,
             largest=largest,
             adapter=own,
-            rank=settings.rank,
+            reach=settings.reach,
         )
         heads = {n.removeprefix(HEADS): adapter[n] for n in adapter if n.startswith(HEADS)}
         output = base[HEAD] if any(settings.heads) and HEAD in base else made.embeddings
         made.heads = DraftHeads.of(heads, made.embeddings, output, *settings.heads, source)
         return made
+
+
+def adapter_weights(
+    config: DenoiserConfig,
+    adapter: Mapping[str, np.ndarray],
+    reach: Reach,
+    scale: float,
+    precision: Precision,
+) -> dict[str, np.ndarray]:
+    """Every weight that a gated graph has beside its base's, by name. adapter: named as in its file, without PEFT's
+    prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit one
+    another."""
+    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)}
+    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
+    norms = [
+        f"{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")
+    ]
+    out |= {f"{name}.gain": adapter[f"{name}.weight"] for name in [*norms, "model.norm"] if reach.acts(name)}
+    for layer in layers:
+        if config.qk_norm and reach.acts(f"{layer}.self_attn.q_norm"):
+            q, k = (adapter[f"{layer}.self_attn.{name}_norm.weight"] for name in "qk")
+            out[f"{layer}.self_attn.qk_gain"] = head_norms(config, q, k)
+        for name in ("self_attn.qkv", "self_attn.o_proj", "mlp.gate_up", "mlp.down_proj"):
+            joined, stems = f"{layer}.{name}", reached(reach, f"{layer}.{name}")
+            if stems:
+                down = np.concatenate([adapter[f"{s}.lora_A.weight"] for s in stems])
+                out |= _held(f"{joined}.lora_A", down, precision)
+                out |= _held(
+                    f"{joined}.lora_B", _diagonal(config, adapter, reach, joined, scale).T, precision
+                )
+    kinds = {name: np.uint8 if name.endswith(".blocks") else np.float32 for name in out}
+    return {name: np.ascontiguousarray(array, kinds[name]) for name, array in out.items()}
+
+
+def _held(name: str, weight: np.ndarray, precision: Precision) -> dict[str, np.ndarray]:
+    """A matrix [outputs, inputs] of the adapter by what the graph calls its parts."""
+    weight = np.ascontiguousarray(weight, np.float32)
+    block = block_of(weight.shape[1]) if precision == "blocks" else None
+    if block is None:
+        return {name: weight.T}
+    integers, steps = in_blocks(weight, block)
+    return {f"{name}.blocks": integers, f"{name}.steps": steps}
+
+
+def _diagonal(
+    config: DenoiserConfig, adapter: Mapping[str, np.ndarray], reach: Reach, joined: str, scale: float
+) -> np.ndarray:
+    """B of the layers joined under a name, each at its own outputs and behind its own A: float32 [ranks, outputs]."""
+    stems, has = parts_of(joined), reached(reach, joined)
+    keys = config.num_key_value_heads * config.head_dim
+    widths = {"q_proj": config.num_attention_heads * config.head_dim, "k_proj": keys, "v_proj": keys}
+    outputs = [
+        widths.get(kind, config.intermediate_size if kind in PARTS["gate_up"] else config.hidden_size)
+        for kind in (stem.rpartition(".")[2] for stem in stems)
+    ]
+    out = np.zeros((reach.rank * len(has), sum(outputs)), np.float32)
+    for stem, end, width in zip(stems, np.cumsum(outputs), outputs, strict=True):
+        if stem in has:
+            rows = slice(has.index(stem) * reach.rank, (has.index(stem) + 1) * reach.rank)
+            factor = scale * (query_scale(config) if stem.endswith(".q_proj") else 1.0)
+            out[rows, end - width : end] = np.float32(factor) * adapter[f"{stem}.lora_B.weight"].T
+    return out

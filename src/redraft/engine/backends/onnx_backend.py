@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from redraft.denoiser import families
+from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.denoiser.shards import read_tensors
 from redraft.engine.agreement import smallest_exact_rows
@@ -22,7 +23,7 @@ from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import OnnxContext, gather
 from redraft.engine.backends.onnx_crews import Workers, crews_of
 from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, build_graph
-from redraft.engine.backends.onnx_processor import integer_max
+from redraft.engine.backends.onnx_processor import integer_max, multiplies_blocks
 from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
 from redraft.engine.backends.onnx_runner import Runner
 from redraft.engine.backends.onnx_session import Kind, Sessions
@@ -59,19 +60,25 @@ def linear_weights(config: DenoiserConfig) -> int:
     return config.num_hidden_layers * layer + config.hidden_size * config.vocab_size
 
 
-def choose_precision(config: DenoiserConfig) -> Precision:
-    """What is fastest for a model of this size and agrees with fp32.
+def eight_bits(config: DenoiserConfig) -> Precision:
+    """How this network is held in 8 bits.
 
-    Networks of other families have outliers among their activations, for which 8 bits everywhere are too few: on 192
-    rows of held-out dialogues the likeliest token of SmolLM2-135M was that of fp32 in 87 % with int8, in 98 % with
-    mixed (weights of 8 bits; `redraft bench backends --model smollm2-135m` measures it).
+    Networks of other families have entries among their activations that are far larger than the others, for which one
+    scale a row is too few: see docs/performance.md (`redraft bench backends --model smollm2-135m` measures it). Ours
+    were trained without such entries.
     """
-    if linear_weights(config) < INT8_PAYS_FROM:
-        return "fp32"
     own = (
         config.canvas_rows_marked and not config.shift
     )  # a shift is what an AR base leaves to a model made of it
-    return "int8" if own else "mixed"
+    return "int8" if own else "blocks"
+
+
+def choose_precision(config: DenoiserConfig) -> Precision:
+    """What is fastest for a model of this size on this processor and agrees with fp32."""
+    if linear_weights(config) < INT8_PAYS_FROM:
+        return "fp32"
+    precision = eight_bits(config)
+    return "fp32" if precision == "blocks" and not multiplies_blocks() else precision
 
 
 def physical_cores() -> int:
@@ -110,17 +117,17 @@ class OnnxBackend:
         source: str = "the model",
         largest: int = 0,
         adapter: Mapping[str, np.ndarray] | None = None,
-        rank: int = 0,
+        reach: Reach | None = None,
     ) -> None:
         """tensors: float32, named as in the checkpoint. largest: of the integers of 8-bit weights; 0 for what this
-        processor can take. adapter: what a gated one of that rank brings (onnx_gated.adapter_weights). Raises
+        processor can take. adapter: what a gated one that reaches so far brings (onnx_gated.adapter_weights). Raises
         RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()
-        self._rank = rank
+        self._reach = reach
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self._least_rows = LEAST_GRID_ROWS if exact else 1
         self._groups = GROUPS if linear_weights(config) <= PARTED_UP_TO else 1
@@ -129,12 +136,12 @@ class OnnxBackend:
         self._weights = prepare(config, tensors, wanted, source, largest) | dict(adapter or {})
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
-        self._sessions = Sessions(self._graph, self._weights, spinning, stopping=bool(rank))
+        self._sessions = Sessions(self._graph, self._weights, spinning, stopping=reach is not None)
         self._few_rows = 0 if threads else ONE_THREAD_BELOW // linear_weights(config)
         self._runners: dict[tuple[Kind, int], Runner] = {}
         self._crews = self.threads
         self._canvasless = 0  # calls without a canvas since the last that had one
-        self._runner(1, gated=bool(rank))  # what is wrong with the weights shows now
+        self._runner(1, gated=reach is not None)  # what is wrong with the weights shows now
 
     @property
     def embeddings(self) -> np.ndarray:
@@ -145,8 +152,8 @@ class OnnxBackend:
         """The network for so many groups of lanes, with the adapter's nodes on canvas rows or as the base alone."""
         key = groups, gated
         if key not in self._graphs:
-            rank = self._rank if gated else 0
-            self._graphs[key] = build_graph(self.config, self.precision, groups=groups, rank=rank)
+            reach = self._reach if gated else None
+            self._graphs[key] = build_graph(self.config, self.precision, groups=groups, reach=reach)
         return self._graphs[key]
 
     @property
@@ -156,12 +163,12 @@ class OnnxBackend:
 
     def graph(self, places: Mapping[str, Mapping[str, str]]) -> Graph:
         """Its network for any rows, whose weights lie at these places (see build_graph)."""
-        return build_graph(self.config, self.precision, places, rank=self._rank)
+        return build_graph(self.config, self.precision, places, reach=self._reach)
 
     def attach(self, session: Any) -> None:
         """Runs this session from now on, one of the graph that the backend was made with."""
         self._groups = self._crews = 1
-        kinds = [Kind(threads, gated=bool(self._rank)) for threads in (1, self.threads)]
+        kinds = [Kind(threads, gated=self._reach is not None) for threads in (1, self.threads)]
         self._runners = dict.fromkeys([(kind, 0) for kind in kinds], self._made(session, kinds[0]))
 
     def _made(self, session: Any, kind: Kind) -> Runner:
@@ -286,7 +293,7 @@ class OnnxBackend:
     def _gated(self, passes: Sequence[Pass]) -> bool:
         """Whether a call runs with the adapter's nodes, as one with a canvas must. Without them the same bits come out
         sooner, but on a session that packs the weights anew: it is made when calls without a canvas keep coming."""
-        if not self._rank:
+        if self._reach is None:
             return False
         if any(p.canvas is not None for p in passes):
             self._canvasless = 0

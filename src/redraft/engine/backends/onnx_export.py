@@ -58,9 +58,10 @@ def export(
     """Writes denoiser-{precision}.onnx and denoiser-{precision}.safetensors into `out`, which is made if absent.
 
     folder: a model of ours or of another family, or an adapter, whose graph reads which rows are its own (see
-    onnx_inputs); its draft heads are not in it. precision None chooses by size; 8-bit weights have 7 bits here, so
-    that the file is right on every processor. sequences: int64 token arrays on which the exported precision is compared
-    with fp32. Raises RequestError for a folder that is no model or can't be made.
+    onnx_inputs); its draft heads are not in it. precision None chooses by size. The file is right on every processor:
+    8-bit weights with one scale a row have 7 bits here, those in blocks need no such care (see onnx_processor).
+    sequences: int64 token arrays on which the exported precision is compared with fp32. Raises RequestError for a
+    folder that is no model or can't be made.
     """
     out = Path(out)
     made = _loaded(Path(folder), precision)
@@ -80,7 +81,7 @@ def export(
 
 
 def _loaded(folder: Path, precision: Precision | None) -> OnnxBackend:
-    """A model, or an adapter with its base; integers of 7 bits."""
+    """A model, or an adapter with its base; integers of 7 bits where a row has one scale."""
     if (folder / ADAPTER_CONFIG).exists():
         return AdaptedOnnxBackend.load(folder, precision, largest=INTEGER_MAX)
     return OnnxBackend.load(folder, precision, largest=INTEGER_MAX)

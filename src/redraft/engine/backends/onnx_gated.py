@@ -7,20 +7,18 @@ picked out by index, and what the adapter makes of them is put back in their pla
     wanted_canvas int64 [1, W, 2]    the same in the list of wanted rows, which is what is left near the end
 
 A clean row meets no number of the adapter, not even times 0. Layers that the graph joins (q, k and v; gate and up)
-share one product with all their A below one another. What these sums cost is in good part the reading of A and B, 20 MB
-at rank 16 beside 135M weights, so that B isn't padded to blocks for a product of all.
+share a product with all their A below one another and one with all their B on a diagonal: on a CPU a node costs more
+than reading the zeros beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
-from redraft.engine.backends.onnx_scale import head_norms, query_scale
+from redraft.engine.backends.onnx_scale import block_of
 
 if TYPE_CHECKING:
     from redraft.engine.backends.onnx_graph import GraphWriter
@@ -31,9 +29,10 @@ MASK, NULL, LOCKED = "slots.mask", "slots.null", "slots.locked"
 
 @dataclass
 class Gate:
-    """Writes the adapter's nodes. rows: the input that says which rows of the present list are canvas rows."""
+    """Writes the adapter's nodes, where it reaches. rows: the input that says which rows of the present list are canvas
+    rows."""
 
-    rank: int
+    reach: Reach
     config: DenoiserConfig
     rows: str = "canvas"
     _picked: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -53,28 +52,25 @@ class Gate:
 
     def linear(self, w: GraphWriter, x: str, y: str, name: str, inputs: int, outputs: int) -> str:
         """y, the base's layer of x, with B A x added to its canvas rows."""
-        stem, _, kind = name.rpartition(".")
-        sizes = self._sizes(kind, outputs)
-        down = w.weight(f"{name}.lora_A", inputs, self.rank * len(sizes))
-        ranks = w.op("MatMul", self.pick(w, x), down)
-        parts = w.split(ranks, *[self.rank] * len(sizes)) if len(sizes) > 1 else [ranks]
-        sums = [
-            w.op("MatMul", part, w.weight(f"{stem}.{own}.lora_B", self.rank, size))
-            for part, (own, size) in zip(parts, sizes.items(), strict=True)
-        ]
-        more = w.op("Concat", *sums, axis=-1) if len(sums) > 1 else sums[0]
+        ranks = self.reach.rank * len(reached(self.reach, name))
+        if not ranks:
+            return y
+        low = self._product(w, self.pick(w, x), f"{name}.lora_A", inputs, ranks)
+        more = self._product(w, low, f"{name}.lora_B", ranks, outputs)
         return w.op("ScatterND", y, self.rows, more, reduction="add")
 
-    def _sizes(self, kind: str, outputs: int) -> dict[str, int]:
-        """The outputs of each layer that the graph joins under this name."""
-        names = PARTS.get(kind, (kind,))
-        if kind != "qkv":
-            return dict.fromkeys(names, outputs // len(names))
-        keys = self.config.num_key_value_heads * self.config.head_dim
-        return dict(zip(names, (outputs - 2 * keys, keys, keys), strict=True))
+    @staticmethod
+    def _product(w: GraphWriter, x: str, name: str, inputs: int, outputs: int) -> str:
+        """x times a matrix of the adapter, in blocks where the base's layers are and blocks divide its inputs."""
+        block = block_of(inputs) if w.precision == "blocks" else None
+        if block:
+            return w.block_linear(x, name, inputs, outputs, block)
+        return w.op("MatMul", x, w.weight(name, inputs, outputs))
 
     def norm(self, w: GraphWriter, x: str, normed: str, name: str, config: DenoiserConfig, size: int) -> str:
         """`normed`, the base's norm of x, with the adapter's gains on canvas rows."""
+        if not self.reach.acts(name):
+            return normed
         gain = w.weight(f"{name}.gain", size)
         eps = config.rms_norm_eps
         own = w.op("SimplifiedLayerNormalization", self.pick(w, x), gain, axis=-1, epsilon=eps, stash_type=1)
@@ -94,28 +90,12 @@ class Gate:
         return self.put(w, x, own)
 
 
-def adapter_weights(
-    config: DenoiserConfig, adapter: Mapping[str, np.ndarray], scale: float
-) -> dict[str, np.ndarray]:
-    """Every weight that a gated graph has beside its base's, float32, by name. adapter: named as in its file, without
-    PEFT's prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit
-    one another."""
-    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)} | {
-        "model.norm.gain": adapter["model.norm.weight"]
-    }
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            out[f"{layer}.{norm}.gain"] = adapter[f"{layer}.{norm}.weight"]
-        if config.qk_norm:
-            q, k = (adapter[f"{layer}.self_attn.{name}_norm.weight"] for name in "qk")
-            out[f"{layer}.self_attn.qk_gain"] = head_norms(config, q, k)
-        for block, names in (("self_attn", ("qkv", "o_proj")), ("mlp", ("gate_up", "down_proj"))):
-            for name in names:
-                stems = [f"{layer}.{block}.{part}" for part in PARTS.get(name, (name,))]
-                a = np.concatenate([adapter[f"{stem}.lora_A.weight"] for stem in stems])
-                out[f"{layer}.{block}.{name}.lora_A"] = a.T
-                for stem in stems:
-                    factor = scale * (query_scale(config) if stem.endswith(".q_proj") else 1.0)
-                    out[f"{stem}.lora_B"] = np.float32(factor) * adapter[f"{stem}.lora_B.weight"].T
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in out.items()}
+def parts_of(name: str) -> list[str]:
+    """The base's layers that the graph joins under this name; for most the one of that name."""
+    stem, _, kind = name.rpartition(".")
+    return [f"{stem}.{part}" for part in PARTS.get(kind, (kind,))]
+
+
+def reached(reach: Reach, name: str) -> list[str]:
+    """Those of them that have a LoRA."""
+    return [part for part in parts_of(name) if reach.acts(part)]

@@ -31,21 +31,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 from redraft.engine.backends.onnx_gated import Gate
 from redraft.engine.backends.onnx_inputs import cache, cache_names, inputs, of_group
+from redraft.engine.backends.onnx_scale import block_of
 
-Precision = Literal["fp32", "mixed", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "mixed", "int8")
-# In "mixed" so many entries of a layer's input stay float32, those that are large whatever the text (onnx_outliers):
-# they would leave 8 bits nothing for the others. Of a short input one in eight.
-OUTLIERS = 32
-# In "mixed" the inputs of these have 16 bits: between the two matrices of a feed-forward half every row has large
-# entries in places of its own.
-FINE = "down_proj"
+Precision = Literal["fp32", "blocks", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "blocks", "int8")
 HEAD = "lm_head"
-FINER = 254  # steps of the second 8 bits in one of the first: a remainder of half a step is 127 of them
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
 ZERO = 128  # what 0.0 becomes in a quantized row
@@ -129,15 +124,11 @@ class GraphWriter:
         self.constants["zero_point"] = proto.tensor("zero_point", np.array(ZERO, np.uint8))
         return "zero_point"
 
-    def linear(
-        self, x: str, name: str, inputs: int, outputs: int, bias: bool = False, outliers: bool = True
-    ) -> str:
-        """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed. outliers: "mixed" keeps some of
-        x in float32."""
-        if self.precision == "mixed" and name.endswith(FINE):
-            y = self._fine_linear(x, name, inputs, outputs)
-        elif self.precision == "mixed" and outliers:
-            y = self._mixed_linear(x, name, inputs, outputs)
+    def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
+        """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed."""
+        block = block_of(inputs) if self.precision == "blocks" else None
+        if block:
+            y = self.block_linear(x, name, inputs, outputs, block)
         elif self.precision != "fp32":
             y = self._integer_linear(x, name, inputs, outputs)
         else:
@@ -147,6 +138,13 @@ class GraphWriter:
         y = self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
         return self.gate.linear(self, x, y, name, inputs, outputs) if self.gate and name != HEAD else y
 
+    def block_linear(self, x: str, name: str, inputs: int, outputs: int, block: int) -> str:
+        """Both sides in 8 bits by blocks of a row, which the node itself does for x (accuracy_level 4)."""
+        weight = self.weight(f"{name}.blocks", outputs, inputs // block, block, dtype="uint8")
+        steps = self.weight(f"{name}.steps", outputs * (inputs // block))
+        sizes: dict[str, Any] = {"K": inputs, "N": outputs, "bits": 8, "block_size": block}
+        return self.op("MatMulNBits", x, weight, steps, contrib=True, accuracy_level=4, **sizes)
+
     def _integer_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
         """uint8 by int8 with one scale a row and one a column: a row never depends on its neighbours."""
         integers, scale = self._quantize_rows(x)
@@ -155,36 +153,6 @@ class GraphWriter:
         one, zero = self.constant(1.0), self.zero_point()
         product = self.op("MatMulIntegerToFloat", integers, weight, one, columns, zero, contrib=True)
         return self.op("Mul", product, scale)
-
-    def _mixed_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
-        """A few columns of x in float32, the others in 8 bits, with 0 in place of those few."""
-        few = outlier_count(inputs)
-        columns = self.weight(f"{name}.columns", few, dtype="int64")
-        others = self.op("Mul", x, self.weight(f"{name}.others", inputs))
-        y = self._integer_linear(others, name, inputs, outputs)
-        apart = self.op("Gather", x, columns, axis=-1)
-        weight = self.weight(f"{name}.outlying", outputs, few)
-        return self.op("Add", y, self.op("FusedMatMul", apart, weight, contrib=True, transB=1))
-
-    def _fine_linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
-        """x in 16 bits as twice as many rows of 8, what the first leave over in the second; one scale a row."""
-        scale, zero = self._row_scale(x), self.zero_point()
-        steps = self.op("Div", x, scale)
-        whole = self.op("Round", steps)
-        rest = self.op("Sub", steps, whole)
-        digits = (
-            self.op("QuantizeLinear", whole, self.constant(1.0), zero),
-            self.op("QuantizeLinear", rest, self.constant(1 / FINER), zero),
-        )
-        rows = self.op("Concat", *digits, axis=0)
-        weight = self.weight(f"{name}.integers", inputs, outputs, dtype="int8")
-        columns = self.weight(f"{name}.scale", outputs)
-        product = self.op(
-            "MatMulIntegerToFloat", rows, weight, self.constant(1.0), columns, zero, contrib=True
-        )
-        first, second = self.split(product, 1, 1, axis=0)
-        fine = self.op("Add", first, self.op("Mul", second, self.constant(1 / FINER)))
-        return self.op("Mul", fine, scale)
 
     def _quantize_rows(self, x: str) -> tuple[str, str]:
         """x [1, N, K] to uint8 [1, N, K] around 128 and its scale [1, N, 1]; done once for all that read the same x.
@@ -210,11 +178,6 @@ class GraphWriter:
                 "ConstantOfShape", self.op("Shape", self.rows, start=-1), value=value
             )
         return self.zeros[self.rows]
-
-
-def outlier_count(inputs: int) -> int:
-    """How many entries of an input "mixed" keeps in float32."""
-    return min(OUTLIERS, inputs // 8)
 
 
 def _norm(w: GraphWriter, x: str, name: str, config: DenoiserConfig, size: int) -> str:
@@ -255,9 +218,9 @@ def _self_condition(w: GraphWriter, config: DenoiserConfig, x: str, table: str) 
     soft = w.op("Gather", w.op("Concat", soft, nothing, axis=0), "expected_row")
     n = _norm(w, soft, f"{name}.pre_norm", config, size)
     wide = config.intermediate_size
-    gate, up = w.split(w.linear(n, f"{name}.gate_up", size, 2 * wide, outliers=False), wide, wide)
+    gate, up = w.split(w.linear(n, f"{name}.gate_up", size, 2 * wide), wide, wide)
     mixed = w.op("Mul", w.op("Gelu", gate, approximate="tanh"), up)
-    mixed = w.op("Add", x, w.linear(mixed, f"{name}.down_proj", wide, size, outliers=False))
+    mixed = w.op("Add", x, w.linear(mixed, f"{name}.down_proj", wide, size))
     ones = w.op("Expand", w.constant(1.0), w.constant([size]))
     normed = w.op(
         "SimplifiedLayerNormalization", mixed, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
@@ -275,7 +238,7 @@ def _norm_heads(w: GraphWriter, config: DenoiserConfig, qk: str, name: str) -> s
         "SimplifiedLayerNormalization", split, ones, axis=-1, epsilon=config.rms_norm_eps, stash_type=1
     )
     weighted = w.op("Mul", split, w.weight(f"{name}.qk_norm", heads, size))
-    if w.gate:
+    if w.gate and w.gate.reach.acts(f"{name}.q_norm"):
         own = w.op("Mul", w.gate.pick(w, split), w.weight(f"{name}.qk_gain", heads, size))
         weighted = w.gate.put(w, weighted, own)
     return w.op("Reshape", weighted, w.constant([1, -1, heads * size]))
@@ -349,14 +312,14 @@ def build_graph(
     precision: Precision = "fp32",
     places: Mapping[str, Mapping[str, str]] | None = None,
     groups: int = 1,
-    rank: int = 0,
+    reach: Reach | None = None,
 ) -> Graph:
     """places: where each weight's bytes lie, for an export (see onnx_proto.outside_tensor); None: whoever loads the
-    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. rank: of
-    a gated adapter on the canvas rows (see onnx_gated); 0: without."""
-    w = GraphWriter(precision, groups, Gate(rank, config) if rank else None)
+    graph brings them along. groups: of lanes, parted by length; the weights are the same for any number. reach: of
+    a gated adapter on the canvas rows (see onnx_gated); None: without."""
+    w = GraphWriter(precision, groups, Gate(reach, config) if reach else None)
     _network(w, config)
-    read = inputs(config, groups, gated=bool(rank))
+    read = inputs(config, groups, gated=reach is not None)
     outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [1, "R", config.vocab_size])}
     for g in range(groups):
         outputs |= {f"{name}.next": cache(config, groups, g) for name in cache_names(config, g)}

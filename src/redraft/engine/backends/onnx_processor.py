@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from redraft.engine.backends import onnx_proto as proto
-from redraft.engine.backends.onnx_graph import IR_VERSION, OPSET
+from redraft.engine.backends.onnx_graph import IR_VERSION, OPSET, ZERO, GraphWriter
+from redraft.engine.backends.onnx_scale import BLOCKS
 from redraft.engine.backends.onnx_weights import INTEGER_MAX
 
-INPUTS, OUTPUTS = 64, 32
+INPUTS, OUTPUTS = 192, 32  # three blocks of 64: kernels take blocks two by two, and one that is left
 ROWS = (1, 8)  # kernels differ for one row and for several
+MOST = 127
+
+
+def _session(graph: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 @functools.cache
@@ -21,7 +31,7 @@ def integer_max() -> int:
     (VNNI, ARM), INTEGER_MAX where two meet in 16 bits with saturation. Measured, on the largest there are; it takes
     some milliseconds.
     """
-    weight = np.full((INPUTS, OUTPUTS), 127, np.int8)
+    weight = np.full((INPUTS, OUTPUTS), MOST, np.int8)
     graph = proto.model(
         [proto.node("MatMulInteger", ["x", "weight"], ["y"])],
         [proto.tensor("weight", weight)],
@@ -30,11 +40,55 @@ def integer_max() -> int:
         {"": OPSET},
         IR_VERSION,
     )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = _session(graph)
     right = all(
-        (session.run(None, {"x": np.full((rows, INPUTS), 255, np.uint8)})[0] == 255 * 127 * INPUTS).all()
+        (session.run(None, {"x": np.full((rows, INPUTS), 255, np.uint8)})[0] == 255 * MOST * INPUTS).all()
         for rows in ROWS
     )
-    return 127 if right else INTEGER_MAX
+    return MOST if right else INTEGER_MAX
+
+
+@functools.cache
+def multiplies_blocks() -> bool:
+    """Whether products of blocks are computed in 8 bits here, and right. Measured as integer_max is.
+
+    By onnxruntime's source they are right wherever it has such a kernel: weights are the unsigned side, and where the
+    processor adds two products in 16 bits with saturation (AVX2 without VNNI), bytes of even and of odd places are
+    multiplied apart, so that a sum of two is one, 255 * 127 < 2^15 (mlas/lib/sqnbitgemm_kernel_avx2_int8_blklen64.h,
+    "2 x i8 x i8 may be larger than i16"). Where it has none (x86 before AVX2, ARM without dot products) it doesn't
+    refuse: it expands all weights to float32 at every call, hundreds of times slower;
+    so it does for accuracy_level 1, which therefore is no way out of a kernel that were wrong.
+    """
+    return all(_right_in_blocks(block) for block in BLOCKS)
+
+
+def block_product(integers: np.ndarray, steps: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """x [N, inputs] times a weight in blocks (onnx_weights.in_blocks), transposed: float32 [N, outputs], by the node
+    that graphs have for it."""
+    outputs, blocks, block = integers.shape
+    writer = GraphWriter("blocks")
+    writer.op("Identity", writer.block_linear("x", "w", blocks * block, outputs, block), to="y")
+    graph = proto.model(
+        writer.nodes,
+        [proto.tensor("w.blocks", integers), proto.tensor("w.steps", steps)],
+        [proto.value("x", "float32", ["N", blocks * block])],
+        [proto.value("y", "float32", ["N", outputs])],
+        {"": OPSET, "com.microsoft": 1},
+        IR_VERSION,
+    )
+    return np.asarray(_session(graph).run(None, {"x": x})[0])
+
+
+def _right_in_blocks(block: int) -> bool:
+    """The largest integers that there are on both sides, and some entries of x that 8 bits round to 0, which float32
+    would not. Every scale is 1 and every sum below 2^24, so that float32 holds what is right exactly."""
+    rng = np.random.default_rng(0)
+    weight = rng.choice([-MOST, MOST], (OUTPUTS, INPUTS))
+    weight[0] = MOST
+    integers = (weight + ZERO).astype(np.uint8).reshape(OUTPUTS, -1, block)
+    x = rng.choice([-MOST, MOST], (max(ROWS), INPUTS)).astype(np.float32)
+    x[0] = MOST
+    x[:, ::5] = 0.375
+    due = np.rint(x) @ weight.T
+    steps = np.ones(OUTPUTS * INPUTS // block, np.float32)
+    return all((block_product(integers, steps, x[:rows]) == due[:rows]).all() for rows in ROWS)

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from redraft.denoiser.config import DenoiserConfig
-from redraft.engine.backends.onnx_graph import Weight
-from redraft.engine.backends.onnx_outliers import outliers
+from redraft.engine.backends.onnx_graph import ZERO, Weight
 from redraft.engine.backends.onnx_scale import head_norms, query_scale
 from redraft.errors import RequestError
 
 # 7 bits of the 8, which are right on every processor: AVX2 without VNNI adds two products u8 * s8 in 16 bits with
 # saturation, and 2 * 255 * 63 stays below 32768 where 2 * 255 * 127 does not.
 INTEGER_MAX = 63
-PARTS = ("scale", "columns", "others", "outlying")  # of a weight that is held in 8 bits, beside its integers
+SCALES = ("scale", "steps")  # of a weight that is held in 8 bits, beside its integers or blocks
+SMALLEST_STEP = 1e-30  # of a block; one of less is held as zeros
 
 
 def quantize(weight: np.ndarray, largest: int = INTEGER_MAX) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +23,21 @@ def quantize(weight: np.ndarray, largest: int = INTEGER_MAX) -> tuple[np.ndarray
     scale = np.maximum(np.abs(weight).max(axis=1), 1e-30) / largest
     integers = np.rint(weight / scale[:, None]).astype(np.int8)
     return np.ascontiguousarray(integers.T), scale.astype(np.float32)
+
+
+def in_blocks(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """[outputs, inputs] to uint8 [outputs, inputs / block, block] around 128, and each block's float32 step, [outputs *
+    inputs / block]. All 8 bits are used, ±127: no kernel of MatMulNBits adds up in 16 bits (see onnx_processor).
+
+    The step of a block of zeros is 0: any other would leave its sum a rounding error beside 0.
+    """
+    parts = weight.reshape(len(weight), -1, block)
+    steps = np.maximum(parts.max(-1), -parts.min(-1)) / np.float32(127)
+    steps[steps < SMALLEST_STEP] = 0
+    integers = parts / np.where(steps > 0, steps, 1)[..., None]
+    np.rint(integers, out=integers)
+    integers += ZERO
+    return integers.astype(np.uint8), steps.reshape(-1)
 
 
 def _fused(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -44,22 +59,6 @@ def _fused(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], name: str)
     return tensors[name]
 
 
-def in_eight_bits(
-    weight: np.ndarray, columns: np.ndarray | None = None, largest: int = INTEGER_MAX
-) -> dict[str, np.ndarray]:
-    """A weight [outputs, inputs] by the parts that the graph reads. columns (int64, any order): inputs that stay in
-    float32, and leave their place among the integers empty."""
-    out: dict[str, np.ndarray] = {}
-    if columns is not None:
-        out["columns"] = np.sort(columns)
-        out["outlying"] = np.ascontiguousarray(weight[:, out["columns"]])
-        out["others"] = np.ones(weight.shape[1], np.float32)
-        out["others"][columns] = 0
-        weight = weight * out["others"]
-    out["integers"], out["scale"] = quantize(weight, largest)
-    return out
-
-
 def prepare(
     config: DenoiserConfig,
     tensors: Mapping[str, np.ndarray],
@@ -67,21 +66,21 @@ def prepare(
     source: str = "the model",
     largest: int = INTEGER_MAX,
 ) -> dict[str, np.ndarray]:
-    """Every weight the graph lists, by name; largest: of the integers of one held in 8 bits.
+    """Every weight the graph lists, by name; largest: of the integers of one with a scale a row.
 
     Raises RequestError on a missing or misshapen one.
     """
     out: dict[str, np.ndarray] = {}
-    counts = {w.name.removesuffix(".columns"): w.shape[0] for w in wanted if w.name.endswith(".columns")}
     try:
-        first = outliers(config, tensors, max(counts.values())) if counts else {}
         for weight in wanted:
             stem, _, kind = weight.name.rpartition(".")
             if kind == "integers":
-                columns = first[stem][: counts[stem]] if stem in counts else None
-                parts = in_eight_bits(_fused(config, tensors, f"{stem}.weight"), columns, largest)
-                out |= {f"{stem}.{part}": values for part, values in parts.items()}
-            elif kind not in PARTS:
+                made = quantize(_fused(config, tensors, f"{stem}.weight"), largest)
+                out[weight.name], out[f"{stem}.scale"] = made
+            elif kind == "blocks":
+                made = in_blocks(_fused(config, tensors, f"{stem}.weight"), weight.shape[-1])
+                out[weight.name], out[f"{stem}.steps"] = made
+            elif kind not in SCALES:
                 out[weight.name] = np.ascontiguousarray(_fused(config, tensors, weight.name), np.float32)
     except KeyError as error:
         raise RequestError(f"{source} lacks {error}: config.json and weights don't belong together") from None

@@ -1,0 +1,106 @@
+"""Adapters that act on some projections and layers alone, and those that go on from another's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import redraft
+from redraft.denoiser import adapters
+from redraft.denoiser.adapter_config import AdapterConfig
+from redraft.engine.backend import Pass
+from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.errors import RequestError
+from redraft.hub.runs import complete
+from redraft.training.adaptation import Adaptation, adapt
+from tests.training.bases import recipe
+
+FEW: dict[str, Any] = {"targets": ["q_proj", "up_proj"], "first_layer": 1, "gains": False}
+
+
+@pytest.fixture
+def trained(data: Path, tmp_path: Path) -> Path:
+    adapt(recipe(data, train={"steps": 3}), tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+def begun(data: Path, folder: Path, **adapter: Any) -> Adaptation:
+    return Adaptation(recipe(data, adapter=adapter), folder, resume=False)
+
+
+def drafted(run: Adaptation) -> np.ndarray:
+    backend = TorchBackend(run.model)
+    mask = run.model.config.mask_token_id
+    assert mask is not None
+    result = backend.forward([Pass(backend.new_context(16), np.arange(5, 9), canvas=np.full(4, mask))])
+    assert result[0].canvas is not None
+    return result[0].canvas
+
+
+def test_only_what_is_named_gets_a_part_and_learns(data: Path, tmp_path: Path) -> None:
+    run = begun(data, tmp_path / "run", **FEW)
+    due = {"model/layers/1/self_attn/q_proj", "model/layers/1/mlp/up_proj"}
+    assert set(adapters.adapter_of(run.model).parts) == due
+    before = drafted(run)
+    folder = run.train()
+    assert np.abs(drafted(run) - before).max() > 1e-3
+    settings = AdapterConfig.read(folder)
+    assert (settings.targets, settings.first_layer, settings.gains) == (("q_proj", "up_proj"), 1, False)
+    model = redraft.load(str(tmp_path / "run"), backend="onnx")
+    assert len(model.generate("ab", max_tokens=4, decode="verified").token_ids) <= 4
+
+
+def test_a_larger_rank_begins_as_the_smaller_one_ended(data: Path, tmp_path: Path, trained: Path) -> None:
+    same = begun(data, tmp_path / "same", start=str(trained))
+    grown = begun(data, tmp_path / "grown", start=str(trained), rank=12, alpha=6.0)
+    np.testing.assert_allclose(drafted(grown), drafted(same), atol=1e-4)
+    assert np.abs(drafted(same) - drafted(begun(data, tmp_path / "fresh"))).max() > 1e-3
+    ours, theirs = (adapters.adapter_of(run.model).named_tensors() for run in (grown, same))
+    for name, tensor in theirs.items():
+        if name.endswith("lora_A.weight"):
+            assert torch.equal(ours[name][:8], tensor)
+            assert ours[name][8:].abs().min() > 0  # the new ones can learn
+
+
+def test_what_the_start_has_elsewhere_is_left_out(data: Path, tmp_path: Path, trained: Path) -> None:
+    same = begun(data, tmp_path / "same", start=str(trained))
+    few = begun(data, tmp_path / "few", start=str(trained), **FEW)
+    theirs = adapters.adapter_of(same.model).named_tensors()
+    ours = adapters.adapter_of(few.model).named_tensors()
+    assert ours.keys() < theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_training_canvases_may_be_shorter_than_those_of_the_model(data: Path, tmp_path: Path) -> None:
+    run = Adaptation(recipe(data, canvas={"slots": 4}), tmp_path / "run", resume=False)
+    assert run.batch(range(2)).shown.shape[2] == 4
+    assert run.model.config.canvas_length == 6
+    with pytest.raises(RequestError, match=r"canvas\.slots must not exceed canvas\.length"):
+        Adaptation(recipe(data, canvas={"slots": 7}), tmp_path / "other", resume=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("target_modules", ["q_proj", "w_proj"], "target_modules holds 'w_proj'; known are q_proj, "),
+        ("target_modules", None, "is malformed"),
+        ("first_layer", -1, "first_layer must be a whole number of at least 0"),
+    ],
+)
+def test_an_adapters_file_that_names_something_else_gets_one_line(
+    data: Path, tmp_path: Path, trained: Path, key: str, value: Any, line: str
+) -> None:
+    path = complete(trained)[-1] / "adapter_config.json"
+    raw = json.loads(path.read_text())
+    where = raw if key in raw else raw["redraft"]
+    where[key] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(RequestError, match=line) as caught:
+        AdapterConfig.read(path.parent)
+    assert "\n" not in str(caught.value)
