@@ -21,7 +21,6 @@ from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NOTHING, prompt, run
 from tests.engine.test_adapted import FAMILIES, REACHES, SETTINGS, adapted, base, canvas
 
-
 Q = "model.layers.0.self_attn.qkv.lora_B"
 
 
