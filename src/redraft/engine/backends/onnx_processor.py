@@ -52,12 +52,14 @@ def integer_max() -> int:
 def multiplies_blocks() -> bool:
     """Whether products of blocks are computed in 8 bits here, and right. Measured as integer_max is.
 
-    By onnxruntime's source they are right where it has such a kernel: weights are the unsigned side, and where the
-    processor adds two products in 16 bits with saturation (AVX2 without VNNI), bytes of even and of odd places are
-    multiplied apart, so that a sum of two is one, 255 * 127 < 2^15 (mlas/lib/sqnbitgemm_kernel_avx2_int8_blklen64.h,
-    "2 x i8 x i8 may be larger than i16"). Where it has none it doesn't refuse: it expands all weights to float32 at
-    every call (contrib_ops/cpu/quantization/matmul_nbits.cc, ComputeBUnpacked), hundreds of times slower; so it does
-    for accuracy_level 1, which therefore is no way out of a kernel that were wrong.
+    They were on every x86 processor tried, with VNNI and, where integer_max is less, with AVX-512 or AVX2 without it:
+    weights are the unsigned side, and bytes of even and of odd places are multiplied apart, so that a sum of two in 16
+    bits is one product, 255 * 127 < 2^15 (onnxruntime's mlas/lib/sqnbitgemm_kernel_avx2_int8_blklen64.h, "2 x i8 x i8
+    may be larger than i16"). So files in blocks keep 8 bits.
+
+    Where onnxruntime has no such kernel (ARM without dot products, qnbitgemm_kernel_neon.cpp) it doesn't refuse: it
+    expands all weights to float32 at every call (contrib_ops/cpu/quantization/matmul_nbits.cc, ComputeBUnpacked),
+    hundreds of times slower; so it does for accuracy_level 1, which is no way out of a kernel that were wrong.
     """
     return all(_right_in_blocks(block) for block in BLOCKS)
 
