@@ -174,6 +174,7 @@ def wrong(file: Path) -> list[tuple[list[str | Path], str]]:
         (["fill", here / "fixed", "--pin", "99:x"], "the pin 'x' takes slots 99 to 99"),
         (["fill", here / "fixed", "--slots", "0"], "--slots must be 1 or more"),
         (["fill", here / "fixed", "--candidates", "0"], "--candidates must be 1 or more"),
+        (["fill", here / "fixed", "--fills", "0"], "--fills must be 1 or more"),
         (["fill", here / "empty"], f"{here / 'empty'} is empty"),
         (["fill", here / "binary"], f"{here / 'binary'} is a binary file"),
         (["edit", file, "--instruction", ""], "the instruction is empty"),

@@ -97,13 +97,15 @@ class Scripted:
                 encoded[row, self._likes[len(read)]] = 9.0
         if p.canvas is None:
             return PassResult(encoded, None)
-        canvas = p.canvas.tolist()
-        assert p.context.length + len(canvas) <= self.config.max_position_embeddings
-        self.seen.append((list(p.context.tokens), canvas))
-        locked = [False] * len(canvas) if p.locked is None else p.locked.tolist()
-        chosen = self._answers(list(p.context.tokens), canvas, locked)
-        wanted = range(len(canvas)) if p.canvas_rows is None else p.canvas_rows.tolist()
+        wanted = range(len(p.canvas)) if p.canvas_rows is None else p.canvas_rows.tolist()
         logits = np.zeros((len(wanted), size), np.float32)
+        assert p.context.length + len(p.canvas) <= self.config.max_position_embeddings
+        chosen: list[tuple[int, float]] = []
+        for side in np.split(np.arange(len(p.canvas)), len(p.starts)):
+            canvas = p.canvas[side].tolist()
+            self.seen.append((list(p.context.tokens), canvas))
+            locked = [False] * len(canvas) if p.locked is None else p.locked[side].tolist()
+            chosen += self._answers(list(p.context.tokens), canvas, locked)
         for row, slot in enumerate(wanted):
             token, probability = chosen[slot]
             # softmax of this and size - 1 zeros

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.api import Model
-from redraft.editing.editor import Ask, Settled
-from redraft.editing.gap import CANVAS, _Tried
+from redraft.editing.editor import Answer, Ask, Settled, Show
+from redraft.editing.gap import CANVAS, Gap, Limits, _Tried
 from redraft.engine import OPEN, Commit, GivenCanvas, Step
 from redraft.errors import RequestError
 from tests.editing.models import IDS, MASK, NULL, Scripted, scripted, tokens, typist
@@ -202,6 +203,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"pins": [{}, {}]}, "pins are for 2 gaps, and there are 1"),
     ("a", {"pins": {0: "x"}, "max_tokens": 1}, "the pins take every slot"),
     ("a", {"candidates": 0}, "candidates must be a whole number of at least 1"),
+    ("a", {"fills": 0}, "fills must be a whole number of at least 1"),
     ("a", {"max_tokens": 0}, "max_tokens must be a whole number of at least 1"),
     ("a", {"max_tokens": 250}, "max_tokens is 250; with the text behind the gap"),
     ("a", {"slots": 0}, "slots must be a whole number of at least 1"),
@@ -272,10 +274,29 @@ def test_both_selves_say_how_likely_a_fill_is() -> None:
     ids = np.array([5, 6, 7])
     step = Step(0, 1, 0, ids, np.zeros(3, np.uint8), probability, np.zeros(3, np.float32), 1)
     canvas = GivenCanvas((OPEN, OPEN, 7), (False, False, True), 2, trial=True)
-    request = scripted(typist("x"))[0].request("x")
-    tried = _Tried(Ask(request, "", ""), canvas, Settled(step, Commit(0, (5, 6), 2, ar_nll=3.0)))
+    request = replace(scripted(typist("x"))[0].request("x"), decode="edit", canvases=(canvas,))
+    tried = _Tried(Ask(request, "", ""), Settled(step, Commit(0, (5, 6), 2, ar_nll=3.0)))
     assert tried.nll == pytest.approx(3.0 + CANVAS * np.log(8.0))
     assert tried.ids == [5, 6]
+
+
+def test_of_several_fills_of_each_length_the_likeliest_for_both_selves_stays(random_model: Model) -> None:
+    editor = random_model._editor(0, None, {"temperature": 0.0})
+    steps = Gap(editor, "fly ", (" to",), {}, Limits(3, fills=3), 0).write()
+    ask = next(steps)
+    assert isinstance(ask, Ask)
+    settled, shown = [], None
+    for event in random_model._open(ask.request):
+        if isinstance(event, Step):
+            shown = event
+        else:
+            assert shown is not None
+            settled.append(Settled(shown, event))
+    assert [one.commit.canvas for one in settled] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len({(one.commit.canvas, one.commit.tokens) for one in settled}) == 9
+    chosen = steps.send(Answer(tuple(settled)))
+    assert isinstance(chosen, Show)
+    assert chosen.settled is min(settled, key=lambda one: _Tried(ask, one).nll)
 
 
 def test_longer_ones_are_tried_while_the_longest_is_the_likeliest() -> None:
@@ -292,7 +313,14 @@ def test_a_gap_of_a_given_length_has_no_empty_slot() -> None:
     done = model.fill(BEFORE, BEHIND, slots=3, max_tokens=3)
     assert len(done.token_ids) == 3
     assert done.text.startswith("qg")
-    assert done.nfe == len(backend.seen)  # nothing is compared
+    assert done.finish_reason == "length"
+    searched = len(backend.seen)
+    alone = model.fill(BEFORE, BEHIND, slots=3, max_tokens=3, fills=1)
+    assert alone.text.startswith("qg")
+    assert alone.nfe == len(backend.seen) - searched  # nothing is compared
+    backend.seen.clear()
+    drawn = model.fill(BEFORE, BEHIND, slots=3, max_tokens=3, temperature=1.0)
+    assert drawn.nfe == len(backend.seen)  # a draw stands for itself
 
 
 def test_the_chosen_length_is_the_last_that_is_seen() -> None:

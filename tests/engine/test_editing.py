@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.engine.likelihood import likelihood
 from redraft.errors import RequestError
 from redraft.sampling import SamplerSettings, SlotVocabulary, advance, begin, outcome
+from redraft.sampling.beam import filled, likeliest, parted
 from tests.engine.models import EOS, MASK, NULL, VOCAB, backend, finish, prompt, run, token_bytes, told
 from tests.engine.test_torch_backend import uncached
 
@@ -201,3 +203,83 @@ def test_requests_that_can_not_be(changes: dict[str, Any], line: str) -> None:
 def test_canvases_that_contradict_themselves(arguments: tuple[Any, ...], line: str) -> None:
     with pytest.raises(RequestError, match=line):
         GivenCanvas(*arguments)
+
+
+def searched(request: Request) -> list[tuple[tuple[int, ...], float]]:
+    """What a trial's fills come to, by the shortest program: one canvas at a time, on the uncached network."""
+    (given,) = request.canvases
+    on, vocabulary = backend(), SlotVocabulary(VOCAB, MASK, NULL, (), (EOS, *request.banned))
+    settings = replace(request.sampler, canvas_length=len(given.initial))
+    canvases = [begin(settings, vocabulary, request.key, 0, given.locked_tokens, given.initial)]
+    text = np.array(request.prompt, np.int64)
+    while not all(filled(canvas, given.commit) for canvas in canvases):
+        made = []
+        for canvas in canvases:
+            if filled(canvas, given.commit):
+                made.append(canvas)
+                continue
+            logits = uncached(on, text, canvas.tokens, np.array(given.locked), None)[1][canvas.wanted]
+            made += parted(canvas, logits, given.fills, given.commit, given.allowed(VOCAB))
+        canvases = likeliest(made, given.fills, given.commit)
+    fills = []
+    for canvas in canvases:
+        tokens = outcome(canvas, given.commit)
+        whole = np.concatenate((text, np.array((*tokens, *given.behind), np.int64)))
+        nats = likelihood(on, whole, replicates=0, given=len(text)).ar_nll
+        assert nats is not None
+        fills.append((tokens, nats))
+    return fills
+
+
+@pytest.mark.parametrize(
+    "length", [9, 160, 176, 183]
+)  # of the last two no more than two or one fit side by side
+def test_several_fills_of_a_trial_are_those_of_a_plain_beam_search(length: int) -> None:
+    trial = replace(TRIALS[0], fills=5, only={0: tuple(range(2, 20))})
+    settings = SamplerSettings(canvas_length=6, max_steps=6, threshold=0.9)
+    alone = replace(asked(canvases=(trial,), sampler=settings), prompt=prompt(length))
+    want = searched(alone)
+    assert len({tokens for tokens, _ in want}) == 5
+    found = tried([alone])[0]
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in want]
+    assert [nats for _, nats in found] == pytest.approx([nats for _, nats in want], abs=1e-3)
+
+
+def test_a_search_shows_each_fill_before_it_is_read_and_goes_on_to_the_next_canvas() -> None:
+    settings = SamplerSettings(canvas_length=8, max_steps=8, threshold=0.9)
+    canvases = (replace(TRIALS[0], fills=3), TRIALS[1], replace(TRIALS[2], fills=2), FILL)
+    request = asked(canvases=canvases, sampler=settings)
+    engine = Engine(backend(), token_bytes)
+    ticket = engine.submit(request)
+    events = finish(engine, [ticket])[ticket]
+    commits = [event for event in events if isinstance(event, Commit)]
+    assert [commit.canvas for commit in commits] == [0, 0, 0, 1, 2, 2, 3]
+    assert [commit.finish_reason for commit in commits] == [None] * 6 + ["stop"]
+    for step, commit in itertools.pairwise(events):
+        if isinstance(commit, Commit):
+            assert isinstance(step, Step)
+            assert step.canvas == commit.canvas
+            shown = step.tokens[: canvases[commit.canvas].commit].tolist()
+            assert tuple(token for token in shown if token != NULL) == commit.tokens
+    # What is searched leaves nothing behind: the last canvas is what it is alone.
+    assert commits[-1].tokens == tried([asked(canvases=(FILL,), sampler=settings)])[0][0][0]
+    unwatched = replace(request, watched=False)
+    assert tried([unwatched, request, unwatched]) == [judged(events)] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: replace(FILL, fills=2), "fills must be at least 1"),
+        (lambda: replace(TRIALS[0], fills=0), "fills must be at least 1"),
+        (
+            lambda: asked(
+                canvases=(replace(TRIALS[0], fills=2),), sampler=SamplerSettings(temperature=1.0)
+            ).check(backend().config),
+            "several fills are the likeliest ones",
+        ),
+    ],
+)
+def test_fills_that_can_not_be_sought(make: Any, line: str) -> None:
+    with pytest.raises(RequestError, match=line):
+        make()

@@ -33,6 +33,7 @@ def fill(
         int | None,
         typer.Option(help="Lengths tried at first, of which the likeliest stays; 1: empty slots tell it."),
     ] = None,
+    fills: Annotated[int | None, typer.Option(help="Ways to fill a gap that are compared at each.")] = None,
     slots: Annotated[int | None, typer.Option(help="Slots a gap starts with.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most slots of a gap.")] = None,
     stop: o.Stop = None,
@@ -64,6 +65,7 @@ def fill(
     )
     o.at_least("--slots", slots, 1)
     o.at_least("--candidates", candidates, 1)
+    o.at_least("--fills", fills, 1)
     o.one_of("--backend", backend, o.BACKENDS)
     pins = _pins(pin or [])
     parts = _parts(file, prefix, suffix, apply)
@@ -78,6 +80,7 @@ def fill(
         pins=pins,
         slots=slots,
         candidates=candidates,
+        fills=fills,
         **o.editing_arguments(sampling, "max_tokens", "stop"),
     )
     interrupted = finish(stream, loaded.tokenizer, live=not as_json)

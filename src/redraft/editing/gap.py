@@ -2,14 +2,16 @@
 
 Its length is found in one of two ways. By nulls: slots that end as nulls were too many; a gap without any was perhaps
 too small, and is filled again with twice the slots. By comparison, where text follows: it is filled at several lengths,
-and the AR self reads each of them together with the text behind it; the likeliest for both selves stays. What is read
-begins and ends at the same places whatever the length, so that -log p needs no correction for it.
+at each in several ways (a beam search over the canvas), and the AR self reads each of them together with the text
+behind it; the likeliest for both selves stays. What is read begins and ends at the same places whatever the length, so
+that -log p needs no correction for it. A gap of known length is filled in several ways and compared, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,25 +22,29 @@ from redraft.errors import RequestError
 
 FIRST_SLOTS = 2  # by nulls: more make fills too long, for the trained model thinks few of a gap's slots empty
 CANDIDATES = 4
-CANVAS = 2.0  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
+FILLS = 4
+SURE = 0.9  # a slot less sure than this has other likely tokens, and a search goes both ways
+CANVAS = 0.5  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
 SPARE = 2  # positions that are left free behind a canvas
 AHEAD = 4  # open slots that stand for a later gap on the canvas of this one
 
 
 @dataclass(frozen=True)
 class Limits:
-    """candidates: lengths that a gap is filled at and compared, 1 to find its length by nulls. first: slots that it
-    starts with, the shortest that is compared; most: slots that it may come to; stop: texts before which it ends.
-    Raises RequestError, one line, for what makes no sense."""
+    """candidates: lengths that a gap is filled at and compared, 1 to find its length by nulls. fills: how many ways to
+    fill it are compared at each. first: slots that it starts with, the shortest that is compared; most: slots that it
+    may come to; stop: texts before which it ends. Raises RequestError, one line, for what makes no sense."""
 
     most: int
     first: int | None = None
     stop: tuple[str, ...] = ()
     candidates: int = CANDIDATES
+    fills: int = FILLS
 
     def __post_init__(self) -> None:
         first = FIRST_SLOTS if self.first is None else self.first
-        for name, value in (("slots", first), ("max_tokens", self.most), ("candidates", self.candidates)):
+        counts = {"slots": first, "max_tokens": self.most, "candidates": self.candidates, "fills": self.fills}
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name} must be a whole number of at least 1, not {value!r}")
         if any(not isinstance(text, str) or not text for text in self.stop):
@@ -91,10 +97,16 @@ class Gap:
         compared = self._limits.candidates > 1 and bool(self._after[0])
         if not compared or self._editor.config.layout != "causal_context":
             yield from self._by_nulls(self._start(FIRST_SLOTS))
-        elif self._start(1) == self._limits.most:  # there is one length alone
+        elif self._start(1) == self._limits.most and self._fills == 1:  # there is nothing to compare
             yield from self._by_nulls(self._limits.most, nulls=False)
         else:
             yield from self._by_comparison()
+
+    @property
+    def _fills(self) -> int:
+        """Ways to fill it at one length: the likeliest; draws are made one a length."""
+        drawn = self._editor.sampler.temperature > 0 or self._editor.config.self_conditioning
+        return 1 if drawn else self._limits.fills
 
     def _start(self, usual: int) -> int:
         """Slots to begin with: room for the pins and one word more."""
@@ -116,11 +128,14 @@ class Gap:
         """The likeliest of several lengths, and of longer ones as long as the longest is the likeliest and full."""
         best: _Tried | None = None
         for lengths, exact in self._lengths():
-            ask = self._ask([replace(self._canvas(n), trial=True) for n in lengths], nulls=not exact)
+            fills = self._fills if exact else 1
+            ask = self._ask([replace(self._canvas(n), trial=True, fills=fills) for n in lengths], not exact)
             answer = yield ask
-            tried = [_Tried(ask, *each) for each in zip(ask.request.canvases, answer.canvases, strict=False)]
+            tried = [_Tried(ask, settled) for settled in answer.canvases]
             best = min([best, *tried] if best else tried, key=lambda one: one.nll, default=None)
-            if len(tried) < len(lengths) or best is not tried[-1] or self._editor.null in best.ids:
+            whole = bool(tried) and tried[-1].settled.commit.finish_reason is not None
+            longest = best is not None and best.canvas is ask.request.canvases[-1]
+            if best is None or not whole or not longest or self._editor.null in best.ids:
                 break
         if best is not None:
             made = self._taken(best.settled, best.canvas)
@@ -154,7 +169,10 @@ class Gap:
         longest = max(len(canvas.initial) for canvas in canvases)
         prompt = editor.prompt(self._tokens, self._whole, editor.limit - longest - SPARE)
         self.read = max(self.read, len(prompt))
-        request = editor.request(prompt, canvases, self._sample, self._open_end, nulls, length_first=nulls)
+        settings: dict[str, Any] = {"length_first": nulls}
+        if any(canvas.fills > 1 for canvas in canvases):
+            settings["threshold"] = max(SURE, editor.sampler.threshold)
+        request = editor.request(prompt, canvases, self._sample, self._open_end, nulls, **settings)
         return Ask(request, _without(self._before, held), "".join(self._after))
 
     def _taken(self, settled: Settled, canvas: GivenCanvas) -> Made:
@@ -180,8 +198,11 @@ class Gap:
 @dataclass(frozen=True)
 class _Tried:
     ask: Ask
-    canvas: GivenCanvas
     settled: Settled
+
+    @property
+    def canvas(self) -> GivenCanvas:
+        return self.ask.request.canvases[self.settled.commit.canvas]
 
     @property
     def ids(self) -> list[int]:

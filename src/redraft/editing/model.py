@@ -13,7 +13,7 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.editing import spans as selecting
 from redraft.editing.editor import Editor
 from redraft.editing.fill import fill
-from redraft.editing.gap import CANDIDATES, Limits
+from redraft.editing.gap import CANDIDATES, FILLS, Limits
 from redraft.editing.hunks import Edit
 from redraft.editing.lexicon import Lexicon
 from redraft.editing.noisy_channel import Channel, NoisyChannel, Reader
@@ -65,31 +65,33 @@ class Editable(ABC):
         max_tokens: int | None = None,
         slots: int | None = None,
         candidates: int | None = None,
+        fills: int | None = None,
         stop: str | Sequence[str] = (),
         context: Any = None,
         seed: int | None = None,
         **sampling: Any,
     ) -> EditStream[Filling]:
-        """Filling as it goes: Step and Commit events, `result` at its end. Lengths that are compared show their Steps
+        """Filling as it goes: Step and Commit events, `result` at its end. Fills that are compared show their Steps
         one after the other; then the chosen one's last comes again, and its Commit.
 
         prefix: the text before the gap, or for several gaps the texts around them (and no suffix). All that comes
         before a gap is read as far as the context goes (its last part, where it is longer), and the first 16 tokens
         behind it. pins: {slot: text}, words that stand from that slot of the gap on (nulls before them drop out); for
         several gaps one mapping each. max_tokens: most slots of a gap. candidates: how many lengths are tried at first
-        (4); the one stays that both selves find likeliest, AR with the text behind it. With 1, and where no text
-        follows, the nulls tell the length. slots: the shortest length that is tried (1), or where the nulls tell it how
-        many a gap starts with (2), doubled while none stays empty; as many as max_tokens: the gap has just so many.
-        stop: texts before which a gap ends. context: what is read before everything, such as messages. sampling:
-        effort, temperature, top_p, top_k, threshold, steps as for `request`. Raises RequestError, one line, for
-        anything that can't be.
+        (4), fills: in how many ways each (4; 1 with a temperature); the fill stays that both selves find likeliest, AR
+        with the text behind it. With 1 candidate, and where no text follows, the nulls tell the length. slots: the
+        shortest length that is tried (1), or where the nulls tell it how many a gap starts with (2), doubled while none
+        stays empty; as many as max_tokens: the gap has just so many. stop: texts before which a gap ends. context: what
+        is read before everything, such as messages. sampling: effort, temperature, top_p, top_k, threshold, steps as
+        for `request`. Raises RequestError, one line, for anything that can't be.
         """
         parts = [prefix, suffix] if isinstance(prefix, str) else [*prefix, *([suffix] if suffix else [])]
         most = max_tokens
         if most is None:
             most = max(1, min(self.defaults.max_new_tokens, self.config.max_position_embeddings // 2))
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
-        limits = Limits(most, slots, texts, CANDIDATES if candidates is None else candidates)
+        lengths, ways = CANDIDATES if candidates is None else candidates, FILLS if fills is None else fills
+        limits = Limits(most, slots, texts, lengths, ways)
         each = list(pins) if not isinstance(pins, Mapping) else [pins] if pins else []
         editor = self._editor(seed, context, sampling)
         done = fill(editor, parts, each, limits)

@@ -19,14 +19,16 @@ class GivenCanvas:
     commit: how many leading slots join the context when the canvas has settled, the rest is looked at alone (text
     behind a gap, the beginning of the next window). only: for some slots the tokens that they may hold. trial: these
     slots don't join the context but are read by the AR self, together with what was given behind them up to the next
-    open slot, and the next canvas starts from the same context; so several can be tried and compared. Raises
-    RequestError when these contradict one another."""
+    open slot, and the next canvas starts from the same context; so several can be tried and compared. fills: how many
+    ways to fill a trial are sought and read, the likeliest by the canvas; a Commit comes of each. Raises RequestError
+    when these contradict one another."""
 
     initial: tuple[int, ...]
     locked: tuple[bool, ...]
     commit: int
     only: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     trial: bool = False
+    fills: int = 1
 
     def __post_init__(self) -> None:
         slots = len(self.initial)
@@ -38,6 +40,8 @@ class GivenCanvas:
             raise RequestError(f"{self.commit} slots can't be committed of a canvas of {slots}")
         if any(not 0 <= slot < slots or not tokens for slot, tokens in self.only.items()):
             raise RequestError("a constraint must name a slot of the canvas and tokens for it")
+        if self.fills < 1 or (self.fills > 1 and not self.trial):
+            raise RequestError("fills must be at least 1, and more are sought of a trial alone")
 
     @cached_property
     def locked_tokens(self) -> dict[int, int]:

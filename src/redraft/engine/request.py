@@ -207,6 +207,8 @@ class Request:
             raise RequestError("this model's canvases sit on a grid of blocks: it can't fill or edit")
         if config.layout != "causal_context" and any(given.trial for given in self.canvases):
             raise RequestError("a trial is read by the AR self: this model's context isn't causal")
+        if self.sampler.temperature > 0 and any(given.fills > 1 for given in self.canvases):
+            raise RequestError("several fills are the likeliest ones, not draws: use temperature 0")
         end = len(self.prompt)
         for given in self.canvases:
             if end + len(given.initial) > config.max_position_embeddings:

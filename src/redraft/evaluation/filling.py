@@ -1,10 +1,11 @@
 """eval filling: gaps in held-out text, filled by diffusion, which sees both sides, and by the AR self, which can't.
 
 A gap is some words in the middle of a turn. It is filled with its length unknown, once as `Model.fill` does (several
-lengths are compared), once with more lengths and once with the nulls alone to tell it; with as many tokens as it really
-has (the oracle length, no slot may stay empty); and by AR, greedy, which goes on from the text before it for as many
+fills of several lengths are compared), once with one fill of each and once with the nulls alone to tell it; with as
+many tokens as it really has (the oracle length, no slot may stay empty), of which as many fills are compared as of
+every length that is tried, or one is made; and by AR, greedy, which goes on from the text before it for as many
 tokens. Measured are exact matches, and how likely the AR self finds what fills the gap together with the text behind
-it: a fill that doesn't join on makes what follows unlikely. Lengths are compared by that same likelihood, for the most
+it: a fill that doesn't join on makes what follows unlikely. Fills are compared by that same likelihood, for the most
 part, so that it flatters the ways that compare; exact matches don't.
 """
 
@@ -28,11 +29,13 @@ from redraft.evaluation.writing import Progress, machine
 
 MOST = 32  # tokens of a gap whose length is unknown
 FROM_THE_LEFT = "AR from the left"
+# Options of a fill; without max_tokens it is told the true length.
 WAYS: dict[str, dict[str, Any]] = {
     "unknown length": {"max_tokens": MOST},
-    "unknown, 8 lengths": {"max_tokens": MOST, "candidates": 8},
+    "unknown, one fill a length": {"max_tokens": MOST, "fills": 1},
     "unknown, by nulls": {"max_tokens": MOST, "candidates": 1},
     "oracle length": {},
+    "oracle length, one fill": {"fills": 1},
     FROM_THE_LEFT: {},
 }
 _WORD = re.compile(r"\S+")
@@ -73,8 +76,9 @@ def filled(model: Model, gap: Gap, way: str) -> Completion:
     if way == FROM_THE_LEFT:
         said = _as_turn(model, gap.prefix)
         return model.generate(said, decode="ar", temperature=0.0, max_tokens=size, ignore_eos=True, seed=0)
-    given = WAYS[way] or {"slots": size, "max_tokens": size}
-    return model.fill(gap.prefix, gap.suffix, seed=0, **given)
+    given = WAYS[way]
+    known = {} if "max_tokens" in given else {"slots": size, "max_tokens": size}
+    return model.fill(gap.prefix, gap.suffix, seed=0, **known, **given)
 
 
 def nats(model: Model, gap: Gap, middle: str) -> tuple[float, int]:

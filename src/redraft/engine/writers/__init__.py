@@ -10,6 +10,7 @@ from redraft.engine.writers.base import Writer
 from redraft.engine.writers.diffusion import Diffusion
 from redraft.engine.writers.editing import Editing
 from redraft.engine.writers.reviewed import Reviewed
+from redraft.engine.writers.searching import Searching
 from redraft.engine.writers.verified import Verified
 
 if TYPE_CHECKING:
@@ -25,10 +26,22 @@ WRITERS: dict[str, type[Writer]] = {
 
 def writer_of(request: Request) -> type[Writer]:
     """What writes a request's answer: its decode mode, Verified for canvases that the AR self checks, Reviewed for
-    changes that it checks."""
+    changes that it checks, Searching for trials of which several fills are sought."""
     if request.review is not None:
         return Reviewed
+    if any(given.fills > 1 for given in request.canvases):
+        return Searching
     return Verified if request.drafts else WRITERS[request.decode]
 
 
-__all__ = ["WRITERS", "Autoregressive", "Diffusion", "Editing", "Reviewed", "Verified", "Writer", "writer_of"]
+__all__ = [
+    "WRITERS",
+    "Autoregressive",
+    "Diffusion",
+    "Editing",
+    "Reviewed",
+    "Searching",
+    "Verified",
+    "Writer",
+    "writer_of",
+]
