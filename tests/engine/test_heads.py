@@ -143,7 +143,7 @@ def test_a_confidence_that_cuts_everything_gives_ar() -> None:
 def test_a_draft_is_cut_where_its_chance_no_longer_pays_for_a_row(odds: float, row_cost: float) -> None:
     chance = 1 / (1 + np.exp(-odds))
     # What a token has cost so far: two of them, the prompt's for nothing, and those that an answer is begun with.
-    worth = min(1, (BEFORE * COST + 1 + 8 * row_cost + 0.2) / (BEFORE + 2))
+    worth = min(1, (BEFORE * COST + 1 + 7 * row_cost + 0.2) / (BEFORE + 2))
     due = sum(chance**k >= row_cost / worth for k in range(1, 8))
     assert len(proposals(sure(with_heads(), odds), row_cost=row_cost, canvas_cost=0.2)[0]) == due
 

@@ -198,23 +198,42 @@ def test_watching_shows_what_is_proposed_and_changes_nothing() -> None:
     assert proposed > 5
 
 
+@pytest.mark.parametrize(("shift", "steps", "rows"), [(True, 1, 4), (True, 2, 5), (False, 1, 5)])
+def test_with_a_shift_a_draft_takes_a_row_less_than_it_has_slots(shift: bool, steps: int, rows: int) -> None:
+    on = backend(seed=5, spread=0.5, shift=shift)
+    for layout in ("auto", "strided", "branches"):
+        request = Request(
+            prompt(), "verified", SamplerSettings(canvas_length=5), max_tokens=30, ignore_eos=True
+        )
+        request = replace(request, draft_steps=steps, draft_layout=layout, row_cost=0.0, canvas_cost=0.01)
+        writer = Verified(request, on.config, on.new_context(64), token_bytes)
+        while not writer.done:
+            p = writer.plan()
+            if p.canvas is not None and len(writer.output.tokens) < 20:
+                assert p.slots == rows * len(p.starts)
+                first = steps > 1 and not len(p.encode)  # a canvas's second step reads what is open
+                assert first or p.wanted.max() == 5 * len(p.starts) - 1
+            writer.absorb(on.forward([p])[0])
+        assert tuple(writer.output.tokens) == told(run([replace(request, decode="ar")], on)[0])[0]
+
+
 # -- where canvases stand -------------------------------------------------------------------------------------
 
 
 def test_where_rows_cost_nothing_canvases_stand_everywhere() -> None:
-    assert starts((0.6, 0.6, 0.6), 5, 0.7, Prices(0.6, 0.0, 0.0)) == [0, 1, 2, 3]
+    assert starts((0.6, 0.6, 0.6), 4, 5, 0.7, Prices(0.6, 0.0, 0.0)) == [0, 1, 2, 3]
 
 
 def test_a_canvas_stands_where_it_is_likeliest_to_count() -> None:
     prices = Prices(0.8, 0.03, 0.1)
-    assert starts((), 5, 0.8, prices) == [0]
-    assert starts((0.99,) * 3, 5, 0.8, prices) == [3]
-    assert starts((0.05,) * 3, 5, 0.8, prices) == [0]
-    assert starts((0.99, 0.99, 0.02, 0.9), 5, 0.8, prices) == [2]
+    assert starts((), 4, 5, 0.8, prices) == [0]
+    assert starts((0.99,) * 3, 4, 5, 0.8, prices) == [3]
+    assert starts((0.05,) * 3, 4, 5, 0.8, prices) == [0]
+    assert starts((0.99, 0.99, 0.02, 0.9), 4, 5, 0.8, prices) == [2]
 
 
 def test_none_where_it_costs_more_than_it_brings() -> None:
     for sure in ((), (0.5, 0.5), (0.9,)):
-        assert not starts(sure, 5, 0.7, Prices(1.0, 0.05, 9.0))
-        assert not starts(sure, 5, 0.05, Prices(1.0, 0.1, 0.5))
-    assert starts((), 5, 1.0, Prices(1.0, 0.05, 0.5)) == [0]  # a luck of 1 is a number too
+        assert not starts(sure, 4, 5, 0.7, Prices(1.0, 0.05, 9.0))
+        assert not starts(sure, 4, 5, 0.05, Prices(1.0, 0.1, 0.5))
+    assert starts((), 4, 5, 1.0, Prices(1.0, 0.05, 0.5)) == [0]  # a luck of 1 is a number too

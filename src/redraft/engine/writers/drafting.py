@@ -32,9 +32,9 @@ class Prices:
         return self.token * (1 + tokens) - 1 - self.row * rows
 
 
-def starts(sure: Sequence[float], slots: int, luck: float, prices: Prices) -> list[int]:
-    """Behind how many tokens of a proposal to denoise canvases of `slots` in the evaluation that verifies it,
-    ascending; none where no canvas is worth its cost.
+def starts(sure: Sequence[float], drafted: int, rows: int, luck: float, prices: Prices) -> list[int]:
+    """Behind how many tokens of a proposal to denoise canvases, which draft so many tokens with so many rows, in the
+    evaluation that verifies it: ascending; none where no canvas is worth its cost.
 
     sure: chances of the proposal's tokens, each if those before it hold. luck: the same of a canvas's usual token. A
     canvas further to the front is lost in fewer cases, and has fewer slots left behind what is accepted.
@@ -42,23 +42,23 @@ def starts(sure: Sequence[float], slots: int, luck: float, prices: Prices) -> li
     most = len(sure)
     exactly = np.cumprod(np.array([1.0, *sure])) * (1 - np.array([*sure, 0.0]))
     fresh = [
-        max(slots - 1 - late, 0) for late in range(most + 1)
-    ]  # slots left so many tokens behind a canvas's start
+        max(drafted - late, 0) for late in range(most + 1)
+    ]  # drafted ones left, so many tokens behind a canvas's start
     held = [_in_a_row(luck, count) for count in fresh]
-    worth = [prices.worth(UNFORESEEN * tokens, rows) for tokens, rows in zip(held, fresh, strict=True)]
+    worth = [prices.worth(UNFORESEEN * tokens, count) for tokens, count in zip(held, fresh, strict=True)]
     brings = np.zeros((most + 1, most + 1))  # by start and by how many tokens hold
     for start in range(most + 1):
         brings[start, start:] = worth[: most + 1 - start]
     brings[most, most] = prices.worth(held[0], fresh[0])
     chosen: set[int] = set()
-    have, cost = np.zeros(most + 1), prices.canvas + prices.row * slots
+    have, cost = np.zeros(most + 1), prices.canvas + prices.row * rows
     while len(chosen) <= most:
         gains = np.maximum(brings - have, 0) @ exactly
         best = int(gains.argmax())
         if best in chosen or gains[best] < cost:
             break
         chosen.add(best)
-        have, cost = np.maximum(have, brings[best]), prices.row * slots
+        have, cost = np.maximum(have, brings[best]), prices.row * rows
     return sorted(chosen)
 
 

@@ -5,8 +5,12 @@ would have chosen after each. What agrees is committed, then AR's own token at t
 pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
 proposal comes from a canvas denoised in the same pass: one behind all of this proposal, which stands only if all
 of it was right, and others behind its first tokens, one for each number of them that is likely to be accepted.
-(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.) A model with heads
-(sampling.heads) tells each slot the token drafted before it, and how likely its own is to be accepted.
+(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.)
+
+In layout "auto" it's the place in the text that counts: what any canvas behind right tokens said of a place is proposed
+there, whichever slot that was (leftovers.py). So a proposal's rest outlives its first mistake, and a canvas in front of
+what is accepted isn't lost. A model with heads (sampling.heads) tells each slot the token before it, also one that has
+replaced a mistake, and how likely its own is to be accepted.
 """
 
 from __future__ import annotations
@@ -61,6 +65,11 @@ class Verified(Writer):
         return auto and self.request.canvas_cost > 0
 
     @cached_property
+    def _ahead(self) -> bool:
+        """Whether a canvas goes without its last row, which with a shift predicts none of its slots."""
+        return self.config.shift and self.request.draft_steps == 1
+
+    @cached_property
     def _special(self) -> tuple[int, ...]:
         return self.config.special_slot_ids
 
@@ -90,21 +99,22 @@ class Verified(Writer):
         encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
         self._drafts = self._begin(room - len(self._proposal))
         self._bare = 0 if self._drafts else self._bare + 1
-        self._reckon(len(encode) - 1 + sum(len(c.tokens) for c in self._drafts.values()))
-        if not self._drafts:
-            return Pass(self.context, encode, "all")
-        if len(self._drafts) == 1 and len(self._proposal) in self._drafts:
-            canvas = self._drafts[len(self._proposal)]
-            return Pass(self.context, encode, "all", canvas=canvas.tokens, canvas_rows=wanted(canvas))
         canvases = list(self._drafts.values())
+        ahead = self._ahead
+        tokens = [c.tokens[: len(c.tokens) - ahead] for c in canvases]
+        self._reckon(len(encode) - 1 + sum(map(len, tokens)))
+        if not canvases:
+            return Pass(self.context, encode, "all")
         slots = len(canvases[0].tokens)
+        alone = len(canvases) == 1 and len(self._proposal) in self._drafts
         return Pass(
             self.context,
             encode,
             "all",
-            canvas=np.concatenate([c.tokens for c in canvases]),
+            canvas=np.concatenate(tokens),
             canvas_rows=np.concatenate([wanted(c) + i * slots for i, c in enumerate(canvases)]),
-            branches=tuple(len(pending) + accepted for accepted in self._drafts),
+            branches=None if alone else tuple(len(pending) + accepted for accepted in self._drafts),
+            ahead=ahead,
         )
 
     def _begin(self, room: int) -> dict[int, Canvas]:
@@ -209,9 +219,8 @@ class Verified(Writer):
         tokens: list[int] = []
         chances: list[float] = []
         chance, least, likely = 1.0, 0.0, 0.0
-        auto = self.request.draft_layout == "auto"
         old = self._keeps and len(self.output.tokens) not in self._left.newest
-        if auto:
+        if self.request.draft_layout == "auto":
             least = self.request.row_cost / self._prices.token
         for token, own in slots:
             if token in self._special:
@@ -231,13 +240,14 @@ class Verified(Writer):
     def _worth_drafting(self, slots: int) -> list[int]:
         """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it."""
         layout, most = self.request.draft_layout, len(self._proposal)
+        rows = slots - self._ahead
         if (
             layout == "auto" and not self.request.canvas_cost
-        ):  # what was fastest on redraft-tiny, and less to compute
-            rows = self.request.row_cost * slots
-            return [most] if math.prod(self._sure[:most]) >= rows / (1 + rows) else []
+        ):  # fastest on redraft-tiny, and little to compute
+            cost = self.request.row_cost * rows
+            return [most] if math.prod(self._sure[:most]) >= cost / (1 + cost) else []
         if layout == "auto":
-            chosen = starts(self._sure[:most], slots, self._kept / self._tried, self._prices)
+            chosen = starts(self._sure[:most], slots - 1, rows, self._kept / self._tried, self._prices)
             return chosen or ([0] if not most and self._bare >= TRY_AGAIN else [])
         if not most or layout == "strided":
             return [most]
