@@ -22,7 +22,7 @@ from redraft.engine import Request
 from redraft.engine.backends.onnx_adapted import AdaptedOnnxBackend
 from redraft.engine.backends.onnx_backend import OnnxBackend
 from redraft.engine.backends.torch_backend import TorchBackend
-from redraft.engine.writers.verified import Verified
+from redraft.engine.writers.verified import BEFORE, COST, Verified
 from redraft.errors import RequestError
 from redraft.hub import store
 from redraft.sampling import SamplerSettings
@@ -142,9 +142,10 @@ def test_a_confidence_that_cuts_everything_gives_ar() -> None:
 )
 def test_a_draft_is_cut_where_its_chance_no_longer_pays_for_a_row(odds: float, row_cost: float) -> None:
     chance = 1 / (1 + np.exp(-odds))
-    worth = min(1, (1 + 2 * 8 * row_cost) / 2)  # of a token: an answer is begun at a pace of 2
+    # What a token has cost so far: two of them, the prompt's for nothing, and those that an answer is begun with.
+    worth = min(1, (BEFORE * COST + 1 + 7 * row_cost + 0.2) / (BEFORE + 2))
     due = sum(chance**k >= row_cost / worth for k in range(1, 8))
-    assert len(proposals(sure(with_heads(), odds), row_cost=row_cost)[0]) == due
+    assert len(proposals(sure(with_heads(), odds), row_cost=row_cost, canvas_cost=0.2)[0]) == due
 
 
 # -- on disk --------------------------------------------------------------------------------------------------

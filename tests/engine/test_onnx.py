@@ -256,6 +256,31 @@ def test_shifted_canvas(precision: str) -> None:
     assert np.array_equal(again, together.canvas)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_shifted_canvas_may_ask_for_the_slot_behind_its_last_row(precision: str) -> None:
+    """With the text's last row known or not, alone and as branches."""
+    model = denoiser(shift=True)
+    backend = onnx(model, precision)
+    text, new, canvas = tokens(6), tokens(3, 1), tokens(4, 2)
+    context = backend.new_context(40)
+    backend.forward([Pass(context, text)])
+    usual = backend.forward([Pass(context, NONE, canvas=canvas)])[0].canvas
+    more = backend.forward([Pass(context, NONE, canvas=canvas, ahead=True)])[0].canvas
+    assert more.shape == (5, 50)
+    assert np.array_equal(more[:4], usual)
+    if precision == "fp32":
+        assert np.abs(more - reference(model, text, canvas)[5:10]).max() < 1e-4
+    asked = np.array([1, 2, 3, 4, 6, 9])
+    branched = Pass(context, new, "all", np.tile(canvas, 2), canvas_rows=asked, branches=(1, 3), ahead=True)
+    found = backend.forward([branched])[0].canvas
+    for number, start in enumerate((1, 3)):
+        alone = backend.new_context(40)
+        backend.forward([Pass(alone, text)])
+        due = backend.forward([Pass(alone, new[:start], canvas=canvas, ahead=True)])[0].canvas
+        own = asked // 5 == number
+        np.testing.assert_allclose(found[own], due[asked[own] % 5], atol=2e-5)
+
+
 def test_shifted_canvas_with_nothing_before_it() -> None:
     model = denoiser(shift=True)
     canvas = tokens(8)

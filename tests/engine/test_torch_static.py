@@ -99,17 +99,19 @@ def walk(on: Backend, seed: int, layout: str, conditioned: bool, steps: int = 10
             encode, slots = rng.integers(0, VOCAB, count), int(rng.integers(0 if count else 1, 9))
             canvas = rng.integers(0, VOCAB, slots) if slots else None
             locked = rows = expected = branches = None
+            ahead = on.config.shift and slots > 0 and bool(rng.random() < 0.3)
             if slots and layout == "causal_context" and count and rng.random() < 0.3:
                 branches = tuple(sorted({1, count}))
                 canvas = rng.integers(0, VOCAB, slots * len(branches))
             elif slots:
-                locked, rows = rng.random(slots) < 0.3, rng.permutation(slots)[: 1 + int(rng.integers(slots))]
+                locked, known = rng.random(slots) < 0.3, slots + ahead
+                rows = rng.permutation(known)[: 1 + int(rng.integers(known))]
                 if conditioned and rng.random() < 0.7:
                     expected = rng.dirichlet(np.ones(VOCAB), slots).astype(np.float32)
             wanted = ("none", "last", "all")[int(rng.integers(3))]
             if contexts[i].length + count + 40 > on.config.max_position_embeddings:
                 contexts[i].truncate(0)
-            passes.append(Pass(contexts[i], encode, wanted, canvas, locked, rows, expected, branches))  # type: ignore[arg-type]
+            passes.append(Pass(contexts[i], encode, wanted, canvas, locked, rows, expected, branches, ahead))  # type: ignore[arg-type]
         for result in on.forward(passes):
             out += [result.encode, result.canvas]
     return out

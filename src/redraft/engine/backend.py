@@ -41,6 +41,9 @@ class Pass:
     behind the first branches[i] (1 or more) of the tokens to encode, and sees no later ones. None: one canvas behind
     them all. For models with causal context. (One canvas for each length a draft may be accepted at: TiDAR, arXiv
     2511.08923.)
+
+    ahead: for models with a shift: each canvas has one slot more than `canvas` has rows for it, the one that its last
+    row predicts; `canvas_rows` counts it.
     """
 
     context: Context
@@ -51,6 +54,7 @@ class Pass:
     canvas_rows: np.ndarray | None = None
     expected: np.ndarray | None = None
     branches: tuple[int, ...] | None = None
+    ahead: bool = False
 
     @property
     def slots(self) -> int:
@@ -63,17 +67,25 @@ class Pass:
         return (len(self.encode),) if self.branches is None else self.branches
 
     @property
+    def wanted(self) -> np.ndarray:
+        """int64 [k]: the slots whose logits are wanted, counted through all canvases."""
+        if self.canvas_rows is None:
+            return np.arange(self.slots + (len(self.starts) if self.ahead and self.slots else 0))
+        return np.asarray(self.canvas_rows, np.int64)
+
+    @property
     def slot_positions(self) -> np.ndarray:
-        """int64 [C]: each slot's position in the text."""
+        """int64 [C]: the position in the text of each slot that has a row."""
         each = np.arange(self.slots // len(self.starts))
         return (self.context.length + np.array(self.starts)[:, None] + each).reshape(-1)
 
     def before(self, slots: np.ndarray) -> np.ndarray:
         """With a shift: the rows of this pass, counted from its first, that predict these slots: int64. A canvas's
         first slot is predicted by the clean row before it, -1 where the context holds that."""
-        length = self.slots // len(self.starts)
-        first = np.array(self.starts)[slots // length] - 1
-        return np.where(slots % length == 0, first, len(self.encode) + slots - 1)
+        rows = self.slots // len(self.starts)
+        number, place = np.divmod(slots, rows + self.ahead)
+        first = np.array(self.starts)[number] - 1
+        return np.where(place == 0, first, len(self.encode) + number * rows + place - 1)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Request:
     verified: draft_steps denoising steps make a proposal. draft_layout "strided" lets one evaluation verify a
     proposal and draft the next (which counts only if all of the first is right); "branches" drafts one for every
     number of tokens that may be accepted (many rows, which a GPU hardly feels); "separate" spends two smaller
-    evaluations; "auto" weighs each of these canvases by its chance, by what a row costs and by what evaluations bring.
+    evaluations; "auto" weighs each of these canvases by its chance, by what a row costs and by what evaluations bring,
+    and where a canvas has a cost proposes what any of them has said of the places that follow.
     row_cost: the cost of one more row in an evaluation, where a single row costs 1 (0.03 to 0.1 on two cores, near 0 on
     a GPU); canvas_cost: what a canvas costs besides its rows (an adapter's nodes).
 

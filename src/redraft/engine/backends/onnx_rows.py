@@ -180,7 +180,7 @@ def wanted_rows(p: Pass, shift: bool) -> Wanted:
         last = len(encode) - 1 if shift else None
     canvas, remembered = None, None
     if p.canvas is not None:
-        slots = np.arange(len(p.canvas)) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
+        slots = p.wanted
         canvas = encoded + slots
         if shift:
             canvas = p.before(slots)

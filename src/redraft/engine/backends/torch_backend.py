@@ -350,8 +350,7 @@ class TorchBackend:
             rows.append(hidden[stop - wanted : stop])
             slots = None
             if part.call.canvas is not None:
-                chosen = part.call.canvas_rows
-                index = np.arange(part.slots) if chosen is None else np.asarray(chosen, dtype=np.int64)
+                index = part.call.wanted
                 rows.append(self._canvas_hidden(part, hidden, index))
                 slots = len(index)
             counts.append((wanted, slots))

@@ -65,7 +65,7 @@ def bucket_for(config: DenoiserConfig, passes: Sequence[Pass], pool_rows: int, s
 def _wanted(p: Pass) -> int:
     """How many rows of logits a pass asks for."""
     encode = {"none": 0, "last": min(1, len(p.encode)), "all": len(p.encode)}[p.encode_logits]
-    return encode + (p.slots if p.canvas_rows is None else len(p.canvas_rows))
+    return encode + len(p.wanted)
 
 
 class Fields:
@@ -184,7 +184,7 @@ def wanted_rows(config: DenoiserConfig, p: Pass) -> np.ndarray:
     first = {"none": encoded, "last": max(0, encoded - 1), "all": 0}[p.encode_logits]
     parts = [np.arange(first, encoded)]
     if p.canvas is not None:
-        slots = np.arange(p.slots) if p.canvas_rows is None else np.asarray(p.canvas_rows, np.int64)
+        slots = p.wanted
         if config.shift:
             before = p.before(slots)
             parts.append(before if p.context.length else np.maximum(before, 0))

@@ -303,9 +303,7 @@ def _sorted_out(logits: Any, passes: Sequence[Pass], counts: Sequence[int]) -> l
     """Each pass's part of logits [sum of counts, V]: its clean rows first."""
     results, at = [], 0
     for p, count in zip(passes, counts, strict=True):
-        slots = 0
-        if p.canvas is not None:
-            slots = len(p.canvas) if p.canvas_rows is None else len(p.canvas_rows)
+        slots = 0 if p.canvas is None else len(p.wanted)
         middle, at = at + count - slots, at + count
         encode = logits[at - count : middle]
         results.append(PassResult(encode, None if p.canvas is None else logits[middle:at]))

@@ -56,7 +56,7 @@ class Writer(ABC):
         self.canvases = 0
         self._to_read = prefill_length(config, len(request.prompt))
         self._reading = False
-        self._sized: SamplerSettings | None = None
+        self._sized: dict[int, SamplerSettings] = {}
 
     @property
     def context(self) -> Context:
@@ -122,12 +122,11 @@ class Writer(ABC):
         return np.array(self.text[self.context.length :], dtype=np.int64)
 
     def resized(self, settings: SamplerSettings, slots: int) -> SamplerSettings:
-        """`settings` for a canvas of `slots`; most canvases are as long as the last, so it's kept."""
-        if self._sized is None or self._sized.canvas_length != slots:
-            self._sized = (
-                settings if settings.canvas_length == slots else replace(settings, canvas_length=slots)
-            )
-        return self._sized
+        """`settings`, always the same ones, for a canvas of `slots`; lengths come back again and again."""
+        if slots not in self._sized:
+            same = settings.canvas_length == slots
+            self._sized[slots] = settings if same else replace(settings, canvas_length=slots)
+        return self._sized[slots]
 
     def step_event(self, canvas: Canvas, first: int = 0) -> Step:
         """What the canvas shows from slot `first` on."""

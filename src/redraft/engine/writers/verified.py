@@ -5,8 +5,12 @@ would have chosen after each. What agrees is committed, then AR's own token at t
 pass brings at least one token, and the token ids are those of decode "ar" whatever was proposed. The next
 proposal comes from a canvas denoised in the same pass: one behind all of this proposal, which stands only if all
 of it was right, and others behind its first tokens, one for each number of them that is likely to be accepted.
-(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.) A model with heads
-(sampling.heads) tells each slot the token drafted before it, and how likely its own is to be accepted.
+(Speculative decoding, Leviathan 2023; the canvas as drafter: I-DLM, and with branches TiDAR.)
+
+In layout "auto" it's the place in the text that counts: what any canvas behind right tokens said of a place is proposed
+there, whichever slot that was (leftovers.py). So a proposal's rest outlives its first mistake, and a canvas in front of
+what is accepted isn't lost. A model with heads (sampling.heads) tells each slot the token before it, also one that has
+replaced a mistake, and how likely its own is to be accepted.
 """
 
 from __future__ import annotations
@@ -15,21 +19,22 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.events import Commit, Step
 from redraft.engine.writers.base import Event, Writer
+from redraft.engine.writers.drafting import UNFORESEEN, Prices, starts
+from redraft.engine.writers.leftovers import Leftovers
 from redraft.sampling import Canvas, SamplerSettings, advance, begin, choose, wanted
 from redraft.sampling.heads import draft
 from redraft.sampling.reading import read
 
 READ_AT_ONCE = 5  # slots of a draft
-BEFORE = 4  # evaluations that an answer's pace is begun with, and drafts its luck with drafts
-BEGUN_WITH = 2.0  # tokens that each of these brought, the AR self's own among them
-FORGET = 0.9  # of the luck so far at each draft
+BEFORE = 8  # tokens that an answer is begun with when its cost is reckoned, and drafted ones for its luck
+COST, LUCK = 0.8, 0.7  # AR steps that each of these took, and their share that was right
+FORGET = 0.98  # of the luck so far at each drafted token
 TRY_AGAIN = 8  # evaluations without a canvas after which one is tried where drafts don't pay
 
 
@@ -41,16 +46,28 @@ class Verified(Writer):
     _bare = 0  # evaluations since the last with a canvas
     _chances: np.ndarray  # of each slot of the canvas what the confidence head last said
     _drafts: dict[int, Canvas]  # canvases under way, by how many tokens of the proposal they stand behind
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        # Of the last drafts, older ones counting less: how many, and how many of their tokens were accepted.
-        self._tried, self._kept = float(BEFORE), BEFORE * (BEGUN_WITH - 1)
+    _left = Leftovers()
+    _spent = BEFORE * COST  # AR steps that the answer has taken
+    # Of the last drafted tokens before which all was right (older ones count less): how many, and how many were right.
+    _tried, _kept = float(BEFORE), BEFORE * LUCK
 
     @cached_property
     def _at_once(self) -> bool:
         """Whether a canvas need not be kept: its first reading is the proposal, and nobody watches it."""
         return self.request.draft_steps == 1 and not self.request.watched
+
+    @cached_property
+    def _keeps(self) -> bool:
+        """Whether proposals go by places. The other layouts propose what one canvas says, as they are defined; and
+        where a canvas costs its rows alone (without an adapter) a new one brings more than leftovers: redraft-tiny.
+        """
+        auto = self.request.draft_layout == "auto" and self.request.draft_steps == 1
+        return auto and self.request.canvas_cost > 0
+
+    @cached_property
+    def _ahead(self) -> bool:
+        """Whether a canvas goes without its last row, which with a shift predicts none of its slots."""
+        return self.config.shift and self.request.draft_steps == 1
 
     @cached_property
     def _special(self) -> tuple[int, ...]:
@@ -82,20 +99,22 @@ class Verified(Writer):
         encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
         self._drafts = self._begin(room - len(self._proposal))
         self._bare = 0 if self._drafts else self._bare + 1
-        if not self._drafts:
-            return Pass(self.context, encode, "all")
-        if len(self._drafts) == 1 and len(self._proposal) in self._drafts:
-            canvas = self._drafts[len(self._proposal)]
-            return Pass(self.context, encode, "all", canvas=canvas.tokens, canvas_rows=wanted(canvas))
         canvases = list(self._drafts.values())
+        ahead = self._ahead
+        tokens = [c.tokens[: len(c.tokens) - ahead] for c in canvases]
+        self._reckon(len(encode) - 1 + sum(map(len, tokens)))
+        if not canvases:
+            return Pass(self.context, encode, "all")
         slots = len(canvases[0].tokens)
+        alone = len(canvases) == 1 and len(self._proposal) in self._drafts
         return Pass(
             self.context,
             encode,
             "all",
-            canvas=np.concatenate([c.tokens for c in canvases]),
+            canvas=np.concatenate(tokens),
             canvas_rows=np.concatenate([wanted(c) + i * slots for i, c in enumerate(canvases)]),
-            branches=tuple(len(pending) + accepted for accepted in self._drafts),
+            branches=None if alone else tuple(len(pending) + accepted for accepted in self._drafts),
+            ahead=ahead,
         )
 
     def _begin(self, room: int) -> dict[int, Canvas]:
@@ -110,10 +129,11 @@ class Verified(Writer):
         return {accepted: self._canvas(accepted, settings) for accepted in behind[-(room // slots) :]}
 
     def _canvas(self, accepted: int, settings: SamplerSettings) -> Canvas:
-        """A canvas behind the first `accepted` tokens of the proposal."""
-        request, held = self.request, self._proposal[:accepted]
+        """A canvas behind the first `accepted` tokens of the proposal, or with -1 in the place of the text's last."""
+        request = self.request
+        before = [*self.output.tokens, *self._proposal]
         position = len(self.output.tokens) + accepted
-        chosen = [*self.output.tokens, *held] if settings.penalises else ()
+        chosen = before[:position] if settings.penalises else ()
         canvas = begin(
             settings, self.vocabulary, request.key, position, chosen=chosen, watched=request.watched
         )
@@ -129,7 +149,12 @@ class Verified(Writer):
             drafts, self._drafts = self._drafts, {}
             events.append(self._verify(result.encode))
             accepted = len(events[0].tokens) - 1
-            if self.done or accepted not in drafts:
+            if self.done:
+                return events
+            if self._keeps:
+                self._left = self._left.after(len(self.output.tokens), accepted, drafts, logits)
+                return events + self._draft_from_left()
+            if accepted not in drafts:
                 return events
             assert logits is not None
             self.canvas = drafts[accepted]
@@ -138,6 +163,15 @@ class Verified(Writer):
         assert self.canvas is not None
         assert logits is not None
         return events + self._draft(self.canvas, logits)
+
+    def _draft_from_left(self) -> list[Event]:
+        """What is known of the places that follow, read as one canvas behind AR's own token, which is its first."""
+        position = len(self.output.tokens)
+        logits = self._left.of(position, self.output.rules.limit - position)
+        if logits is None:
+            return []
+        settings = self.resized(self._draft_settings, len(logits) + 1)
+        return self._draft(self._canvas(-1, settings), logits)
 
     def _draft(self, canvas: Canvas, logits: np.ndarray) -> list[Event]:
         """A step of the canvas behind what has been accepted; once it is finished it makes the next proposal."""
@@ -177,69 +211,58 @@ class Verified(Writer):
     def _propose(self, slots: Iterable[tuple[int, float]]) -> None:
         """The canvas's tokens after its first slot, whose place has gone to a token that AR chose meanwhile,
         up to an end of answer (there's nothing to encode behind it). In layout "auto" a token must be worth its
-        row: all up to it are right with a chance that makes up for row_cost. With each token comes its chance if all
-        before it are right, by the confidence head or else the canvas's own probabilities.
+        row: all up to it are right with a chance that makes up for row_cost; and leftovers all in all be worth more
+        than none. With each token comes its chance if all before it are right, by the confidence head or else the
+        canvas's own probabilities.
         """
         self.canvas = None
         tokens: list[int] = []
         chances: list[float] = []
-        chance, least = 1.0, 0.0
+        chance, least, likely = 1.0, 0.0, 0.0
+        old = self._keeps and len(self.output.tokens) not in self._left.newest
         if self.request.draft_layout == "auto":
-            least = self.request.row_cost / self._worth
+            least = self.request.row_cost / self._prices.token
         for token, own in slots:
             if token in self._special:
                 continue
+            if old and not tokens:
+                own *= UNFORESEEN
             chance *= own
             if token in self.vocabulary.eos_ids or chance < least:
                 break
             tokens.append(token)
             chances.append(own)
+            likely += chance
+        if old and self._prices.worth(likely, len(tokens)) <= 0:
+            tokens, chances = [], []
         self._proposal, self._sure = tuple(tokens), tuple(chances)
 
     def _worth_drafting(self, slots: int) -> list[int]:
-        """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it. Each costs `slots`
-        rows, and all together what a canvas costs whatever its length, for nothing unless just so many are accepted;
-        without it the next pass has this canvas and no more to verify than one token.
-        """
+        """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it."""
         layout, most = self.request.draft_layout, len(self._proposal)
-        if layout == "auto" and not most:
-            return [0] if self._drafts_pay(slots) else []
+        rows = slots - self._ahead
+        if (
+            layout == "auto" and not self.request.canvas_cost
+        ):  # fastest on redraft-tiny, and little to compute
+            cost = self.request.row_cost * rows
+            return [most] if math.prod(self._sure[:most]) >= cost / (1 + cost) else []
+        if layout == "auto":
+            chosen = starts(self._sure[:most], slots - 1, rows, self._kept / self._tried, self._prices)
+            return chosen or ([0] if not most and self._bare >= TRY_AGAIN else [])
         if not most or layout == "strided":
             return [most]
-        if layout == "separate":
-            return []
-        if layout == "branches":
-            return list(range(most + 1))
-        rows, canvas = self.request.row_cost * slots, self.request.canvas_cost
-        if not canvas:  # without an adapter: what was fastest on redraft-tiny, and less to compute
-            return [most] if math.prod(self._sure[:most]) >= rows / (1 + rows) else []
-        sure = np.array([*self._sure[:most], 0.0])
-        exactly = np.cumprod(np.append(1.0, sure[:-1])) * (1 - sure)
-        gain = exactly * (1 + canvas + rows - self._worth) - rows
-        chosen = np.flatnonzero(gain >= 0)
-        return chosen.tolist() if gain[chosen].sum() >= canvas else []
+        return list(range(most + 1)) if layout == "branches" else []
 
-    def _drafts_pay(self, slots: int) -> bool:
-        """Whether drafts have lately brought what their canvas costs, and their own rows in the evaluation that
-        verifies them. An evaluation without is an AR step: text that can't be guessed costs hardly more than AR's."""
-        if not self.request.canvas_cost:
-            return True
-        cost = self.request.canvas_cost + self.request.row_cost * (2 * slots - 1)
-        return self._kept / self._tried >= cost or self._bare >= TRY_AGAIN
+    def _reckon(self, rows: int) -> None:
+        """Adds up what a pass with so many rows besides its first costs."""
+        canvas = self.request.canvas_cost if self._drafts else 0.0
+        self._spent += 1 + self.request.row_cost * rows + canvas
 
     @property
-    def _worth(self) -> float:
-        """What a token costs, in AR steps: a usual evaluation's cost over the tokens that evaluations bring."""
-        request = self.request
-        if not request.canvas_cost:
-            return 1.0
-        usual = 1 + request.canvas_cost + 2 * request.row_cost * request.sampler.canvas_length
-        return min(1.0, usual / self._pace)
-
-    @property
-    def _pace(self) -> float:
-        """Tokens an evaluation so far, begun as if a few had brought two each."""
-        return (len(self.output.tokens) + BEGUN_WITH * BEFORE) / (self.nfe + BEFORE)
+    def _prices(self) -> Prices:
+        row, canvas = self.request.row_cost, self.request.canvas_cost
+        token = self._spent / (len(self.output.tokens) + BEFORE) if canvas else 1.0
+        return Prices(min(1.0, token), row, canvas)
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
@@ -272,9 +295,9 @@ class Verified(Writer):
             if token != guess:
                 break
         wrong = len(self._proposal) - (len(chosen) - 1)
-        if self._proposal:
+        for right in range(min(len(chosen), len(self._proposal))):
             self._tried = FORGET * self._tried + 1
-            self._kept = FORGET * self._kept + len(chosen) - 1
+            self._kept = FORGET * self._kept + (right < len(chosen) - 1)
         if wrong:
             self.context.truncate(self.context.length - wrong)
         self._proposal = ()
