@@ -33,7 +33,9 @@ def fill(
         int | None,
         typer.Option(help="Lengths tried at first, of which the likeliest stays; 1: empty slots tell it."),
     ] = None,
-    fills: Annotated[int | None, typer.Option(help="Ways to fill a gap that are compared at each.")] = None,
+    fills: Annotated[
+        int | None, typer.Option(help="Ways to fill a gap that are compared at each length; 1 by default.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Slots a gap starts with.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most slots of a gap.")] = None,
     stop: o.Stop = None,

@@ -2,9 +2,9 @@
 
 Its length is found in one of two ways. By nulls: slots that end as nulls were too many; a gap without any was perhaps
 too small, and is filled again with twice the slots. By comparison, where text follows: it is filled at several lengths,
-at each in several ways (a beam search over the canvas), and the AR self reads each of them together with the text
+if asked at each in several ways (a beam search over the canvas), and the AR self reads each of them together with the text
 behind it; the likeliest for both selves stays. What is read begins and ends at the same places whatever the length, so
-that -log p needs no correction for it. A gap of known length is filled in several ways and compared, too.
+that -log p needs no correction for it. So several ways are compared for a gap of known length, too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from redraft.errors import RequestError
 
 FIRST_SLOTS = 2  # by nulls: more make fills too long, for the trained model thinks few of a gap's slots empty
 CANDIDATES = 4
-FILLS = 4
+FILLS = 1  # more cost in proportion, and pay where the text is like that of training
 SURE = 0.9  # a slot less sure than this has other likely tokens, and a search goes both ways
-CANVAS = 0.5  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
+CANVAS = 2.0  # how much the canvas's own -log p counts beside the AR self's where lengths are compared
 SPARE = 2  # positions that are left free behind a canvas
 AHEAD = 4  # open slots that stand for a later gap on the canvas of this one
 

@@ -1,9 +1,9 @@
 """eval filling: gaps in held-out text, filled by diffusion, which sees both sides, and by the AR self, which can't.
 
-A gap is some words in the middle of a turn. It is filled with its length unknown, once as `Model.fill` does (several
-fills of several lengths are compared), once with one fill of each and once with the nulls alone to tell it; with as
-many tokens as it really has (the oracle length, no slot may stay empty), of which as many fills are compared as of
-every length that is tried, or one is made; and by AR, greedy, which goes on from the text before it for as many
+A gap is some words in the middle of a turn. It is filled with its length unknown, once as `Model.fill` does (fills of
+several lengths are compared), once with several of each and once with the nulls alone to tell it; with as many tokens
+as it really has (the oracle length, no slot may stay empty), of which one fill is made, or as many are compared as of
+every length that is tried; and by AR, greedy, which goes on from the text before it for as many
 tokens. Measured are exact matches, and how likely the AR self finds what fills the gap together with the text behind
 it: a fill that doesn't join on makes what follows unlikely. Fills are compared by that same likelihood, for the most
 part, so that it flatters the ways that compare; exact matches don't.
@@ -28,14 +28,15 @@ from redraft.evaluation.intervals import wilson
 from redraft.evaluation.writing import Progress, machine
 
 MOST = 32  # tokens of a gap whose length is unknown
+SEVERAL = 4  # ways to fill a gap at each length
 FROM_THE_LEFT = "AR from the left"
 # Options of a fill; without max_tokens it is told the true length.
 WAYS: dict[str, dict[str, Any]] = {
     "unknown length": {"max_tokens": MOST},
-    "unknown, one fill a length": {"max_tokens": MOST, "fills": 1},
+    "unknown, 4 fills a length": {"max_tokens": MOST, "fills": SEVERAL},
     "unknown, by nulls": {"max_tokens": MOST, "candidates": 1},
     "oracle length": {},
-    "oracle length, one fill": {"fills": 1},
+    "oracle length, 4 fills": {"fills": SEVERAL},
     FROM_THE_LEFT: {},
 }
 _WORD = re.compile(r"\S+")
