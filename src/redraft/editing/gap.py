@@ -1,10 +1,10 @@
 """One gap: open slots between the context and the first tokens of the text behind it, which ride locked on the canvas.
 
 Its length is found in one of two ways. By nulls: slots that end as nulls were too many; a gap without any was perhaps
-too small, and is filled again with twice the slots. By comparison, where text follows: it is filled at several lengths,
-if asked at each in several ways (a beam search over the canvas), and the AR self reads each of them together with the text
-behind it; the likeliest for both selves stays. What is read begins and ends at the same places whatever the length, so
-that -log p needs no correction for it. So several ways are compared for a gap of known length, too.
+too small, and is filled again with twice the slots. By comparison, where text follows: it is filled at several lengths
+(at each, if asked, in several ways by a beam search over the canvas), and the AR self reads each of them together with
+the text behind it; the likeliest for both selves stays. What is read begins and ends at the same places whatever the
+length, so that -log p needs no correction for it. So several ways are compared for a gap of known length, too.
 """
 
 from __future__ import annotations
