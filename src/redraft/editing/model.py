@@ -79,11 +79,11 @@ class Editable(ABC):
         behind it. pins: {slot: text}, words that stand from that slot of the gap on (nulls before them drop out); for
         several gaps one mapping each. max_tokens: most slots of a gap. candidates: how many lengths are tried at first
         (4), fills: in how many ways each (1, and never more with a temperature); the fill stays that both selves find
-        likeliest, AR with the text behind it. With 1 candidate, and where no text follows, the nulls tell the length. slots: the
-        shortest length that is tried (1), or where the nulls tell it how many a gap starts with (2), doubled while none
-        stays empty; as many as max_tokens: the gap has just so many. stop: texts before which a gap ends. context: what
-        is read before everything, such as messages. sampling: effort, temperature, top_p, top_k, threshold, steps as
-        for `request`. Raises RequestError, one line, for anything that can't be.
+        likeliest, AR with the text behind it. With 1 candidate, and where no text follows, the nulls tell the length.
+        slots: the shortest length that is tried (1), or where the nulls tell it how many a gap starts with (2), doubled
+        while none stays empty; as many as max_tokens: the gap has just so many. stop: texts before which a gap ends.
+        context: what is read before everything, such as messages. sampling: effort, temperature, top_p, top_k,
+        threshold, steps as for `request`. Raises RequestError, one line, for anything that can't be.
         """
         parts = [prefix, suffix] if isinstance(prefix, str) else [*prefix, *([suffix] if suffix else [])]
         most = max_tokens
