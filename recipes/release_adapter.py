@@ -7,7 +7,7 @@ Stages: ship (the last checkpoint's average in bfloat16 into adapters/NAME), tun
 evaluations cost here, and the length of drafts that is fastest on a few prompts), measure (`redraft eval acceptance`
 into docs/NAME.json: minutes, on idle cores), card (adapters/NAME/README.md, all its numbers from that file and from the
 run's own records), pin (the manifest's sha256 into src/redraft/hub/adapters.json, by which `redraft models pull NAME`
-knows it). What the card tells of the run is kept in docs/runs, where --before finds it for a later stage. Other
+knows it). What the card tells of the run is kept in docs/records, where --before finds it for a later stage. Other
 settings of generation_config.json: recipes/NAME-generation.json where there is one.
 """
 
@@ -80,7 +80,7 @@ def main() -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="runs that this one went on from, or docs/runs/NAME.json",
+        help="runs that this one went on from, or docs/records/NAME.json",
     )
     parser.add_argument("--from", dest="first", choices=STAGES, default="ship")
     parser.add_argument(
@@ -104,7 +104,7 @@ def main() -> None:
     if "card" in wanted:
         on = json.loads(results.read_text())["acceptance"]["machine"]
         machine = options.machine or f"{on['cpu']}, {on['cores']} cores"
-        kept = adapted_card.keep_run(options.run, machine, ROOT / "docs" / "runs")
+        kept = adapted_card.keep_run(options.run, machine, ROOT / "docs" / "records")
         adapted_card.write(results, folder, [*options.before, kept], machine)
     pin(folder)
 

@@ -64,6 +64,7 @@ def run_folder(root: Path, dialogues: bool) -> Path:
         "prepare": {"sources": sources},
         "answers": {"sources": [{"path": "data/math_gsm8k.jsonl.xz"}, {"path": "mine.txt"}]},
         "canvas": {"per_row": 4, "length": 6},
+        "adapter": {"markov_rank": 2},
         "train": {"row_length": 48},
     }
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -34,7 +34,10 @@ def fill(
         typer.Option(help="Lengths tried at first, of which the likeliest stays; 1: empty slots tell it."),
     ] = None,
     fills: Annotated[
-        int | None, typer.Option(help="Ways to fill a gap that are compared at each length; 1 by default.")
+        int | None,
+        typer.Option(
+            help="Ways to fill a gap that are compared at each length (1; greedy fills before a text alone)."
+        ),
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Slots a gap starts with.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most slots of a gap.")] = None,

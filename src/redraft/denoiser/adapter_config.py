@@ -147,11 +147,13 @@ class AdapterConfig:
             raise RequestError(
                 f"{path} is malformed: base_model_name_or_path and r must name a base and a rank"
             )
-        unknown = sorted(set(found.targets) - set(TARGETS))
-        if unknown:
-            raise RequestError(f"{path}: target_modules holds {unknown[0]!r}; known are {', '.join(TARGETS)}")
-        if not isinstance(found.first_layer, int) or found.first_layer < 0:
+        named = raw["target_modules"]
+        if not isinstance(named, list) or not named or any(name not in TARGETS for name in named):
+            raise RequestError(f"{path}: target_modules must be a list of some of {', '.join(TARGETS)}")
+        if type(found.first_layer) is not int or found.first_layer < 0:
             raise RequestError(f"{path} is malformed: first_layer must be a whole number of at least 0")
+        if not isinstance(found.gains, bool):
+            raise RequestError(f"{path} is malformed: gains must be true or false")
         if not isinstance(found.markov_rank, int) or found.markov_rank < 0:
             raise RequestError(f"{path} is malformed: markov_rank must be a whole number of at least 0")
         return found

@@ -264,19 +264,29 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise RequestError(f"{path} can't be read ({error}); fetch it again") from None
 
 
-def grow(adapter: Adapter, path: Path, factor: float, heads: bool) -> None:
-    """Copies the numbers of a file into the adapter as far as both reach: of a smaller rank into the first ones, whose
-    B it multiplies by `factor`; the rest of B becomes 0. heads False: all but those of the heads."""
+def grow(adapter: Adapter, path: Path, settings: AdapterConfig, heads: bool) -> None:
+    """Copies the numbers of another adapter's file (settings: its own) into this one as far as both reach: of a smaller
+    rank into the first ones, scaled to stay what they were; the rest of B becomes 0. heads False: all but those of the
+    heads. Raises RequestError where the file lacks one of them or it has another shape."""
     tensors = _read(path)
+    factor, smaller = settings.scale / adapter.settings.scale, {adapter.settings.rank: settings.rank}
     with torch.no_grad():
         for name, p in adapter.named_tensors().items():
-            if name not in tensors or (name.startswith(HEADS) and not heads):
+            part, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
+            inside = part or name.removeprefix(PREFIX).removesuffix(".weight")
+            if inside.startswith("model.") and not settings.reach.acts(inside):
                 continue
+            if name.startswith(HEADS) and not heads:
+                continue
+            axis = {"A.weight": 0, "B.weight": 1}.get(kind)
+            due = [smaller[size] if at == axis else size for at, size in enumerate(p.shape)]
+            if name not in tensors or list(tensors[name].shape) != due:
+                raise RequestError(f"{path} doesn't fit its base: {name}")
             theirs = tensors[name].to(p)
-            if name.endswith("lora_B.weight"):
+            if axis == 1:
                 p.zero_()
                 theirs = theirs * factor
-            p[tuple(slice(size) for size in theirs.shape)] = theirs
+            p[tuple(slice(size) for size in due)] = theirs
 
 
 def read_into(adapter: Adapter, path: Path) -> None:

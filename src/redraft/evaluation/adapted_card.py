@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +189,19 @@ def _stage(run: Mapping[str, Any]) -> str:
         f"{slots} slots over every {recipe['train']['row_length']}."
     )
     first, last = run.get("first"), run.get("last")
+    accepted = partial(_accepted, heads=recipe.get("adapter", {}).get("markov_rank", 0) > 0)
     if first and last:
         out += (
-            f" Held-out drafts accepted in a row: {_accepted(first)} before, {_accepted(last)} after; holes: "
+            f" Held-out drafts accepted in a row: {accepted(first)} before, {accepted(last)} after; holes: "
             f"{first['valid_fill']:.2f} and {last['valid_fill']:.2f} nats a slot."
         )
     return out
 
 
-def _accepted(measured: Mapping[str, Any]) -> str:
+def _accepted(measured: Mapping[str, Any], heads: bool) -> str:
+    """heads: whether there is a Markov head, with which drafts are live."""
     alone, live = measured["valid_accepted"], measured.get("valid_accepted_live")
-    return f"{alone:.2f}" + ("" if live is None else f" (with the Markov head {live:.2f})")
+    return f"{alone:.2f}" + ("" if live is None or not heads else f" (with the Markov head {live:.2f})")
 
 
 def _sources(recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:

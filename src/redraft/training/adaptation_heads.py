@@ -90,13 +90,18 @@ def measure(
     places = len(objective.heads.confidence_bias)
     scale, shift = np.ones(places, np.float32), np.zeros(places, np.float32)
     told |= {"valid_reached": [], "valid_right": [], "valid_confidence_error": []}
-    for slot in range(1, places):
+    drawn = batches[0].shown.shape[2] if batches else places
+    for slot in range(1, drawn):
         x, y = odds[place == slot], right[place == slot]
         scale[slot], shift[slot] = platt(x[::2], y[::2])
         chance = 1 / (1 + np.exp(-(scale[slot] * x[1::2] + shift[slot])))
         told["valid_reached"].append(len(x) / max(len(runs), 1))
         told["valid_right"].append(float(y.mean()) if len(y) else 0.0)
         told["valid_confidence_error"].append(calibration_error(chance, y[1::2]))
+    # Slots that training doesn't show are taken for as sure as the last that it does.
+    bias = objective.heads.confidence_bias.detach().float().cpu().numpy()
+    scale[drawn:] = scale[drawn - 1]
+    shift[drawn:] = shift[drawn - 1] + scale[drawn - 1] * (bias[drawn - 1] - bias[drawn:])
     fitted = {"confidence_scale": scale, "confidence_shift": shift}
     return told, {name: torch.from_numpy(values) for name, values in fitted.items()}
 

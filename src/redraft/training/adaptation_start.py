@@ -55,6 +55,9 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
         raise RequestError(
             "method full has no adapter: adapter.frozen, start, markov_rank and confidence are of method adapter"
         )
+    where = {"targets", "first_layer", "gains"} & own.model_fields_set
+    if recipe.method == "full" and where:
+        raise RequestError(f"method full has no adapter: adapter.{min(where)} is of method adapter")
     if own.frozen and not (own.markov_rank or own.confidence):
         raise RequestError(
             "adapter.frozen leaves nothing to learn without heads: set adapter.markov_rank or confidence"
@@ -149,11 +152,16 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     bare = adapters.cut(families.load(base.path, dtype), settings.layers)
     check_room(recipe, bare.config)
+    if settings.first_layer >= bare.config.num_hidden_layers:
+        raise RequestError(
+            f"adapter.first_layer is {settings.first_layer}, but the base's last layer is number "
+            f"{bare.config.num_hidden_layers - 1}"
+        )
     model = adapters.attach(bare, settings)
     adapter = adapters.adapter_of(model).float()
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
     if recipe.adapter.start is not None:
-        take_over(adapter, recipe.adapter.start)
+        take_over(adapter, recipe.adapter.start, recipe.adapter.frozen)
     if recipe.adapter.frozen:
         adapter.slots.requires_grad_(False)
         adapter.parts.requires_grad_(False)
@@ -164,10 +172,10 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
 CONVENTIONS = ("base", "mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
 
 
-def take_over(adapter: adapters.Adapter, name: str) -> None:
+def take_over(adapter: adapters.Adapter, name: str, frozen: bool) -> None:
     """The numbers of a trained adapter (a run, a folder or a model's name), and of its heads if they are of the same
     make. Where it doesn't reach or has a smaller rank, ours stays as drawn, which changes nothing yet. Raises
-    RequestError when it has a larger rank or other conventions than the recipe."""
+    RequestError when it has a larger rank or other conventions than the recipe, or another reach though `frozen`."""
     folder = find(name).path
     if not (folder / ADAPTER_CONFIG).exists():
         raise RequestError(f"adapter.start: {folder} is no adapter")
@@ -183,7 +191,11 @@ def take_over(adapter: adapters.Adapter, name: str) -> None:
         raise RequestError(
             f"adapter.start: {folder} doesn't fit the recipe: its rank is {theirs.rank}, the recipe's only {ours.rank}"
         )
-    adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs.scale / ours.scale, heads)
+    if frozen and theirs.reach != ours.reach:
+        raise RequestError(
+            f"adapter.frozen: {folder} must stay as it is: give its own rank, targets, first_layer and gains"
+        )
+    adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs, heads)
 
 
 def check_room(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
@@ -229,8 +241,18 @@ def write_answers(recipe: AdaptRecipe, tell: Callable[[str], None]) -> None:
         torch.set_num_threads(train.threads)
     backend, weights = answering(recipe, base, device_for(train.device))
     limit = None if train.slice_minutes is None else 60 * train.slice_minutes
-    sources, data = recipe.prompt_sources(), Path(recipe.data)
-    if not make_answers(
-        backend, weights, data, recipe.answers, sources, train.seed, limit, tell, recipe.barred()
-    ):
+    sources, data, made = recipe.prompt_sources(), Path(recipe.data), adapter_config(recipe, base)
+    done = make_answers(
+        backend,
+        weights,
+        data,
+        recipe.answers,
+        sources,
+        seed=train.seed,
+        seconds=limit,
+        message=tell,
+        exclude=recipe.barred(),
+        banned=(made.mask_token_id, made.null_token_id),  # which the adapted model never writes
+    )
+    if not done:
         tell(f"{recipe.answers.out} isn't complete yet: run the same command again")

@@ -137,12 +137,13 @@ def make_answers(
     seconds: float | None = None,
     message: Callable[[str], None] = lambda text: None,
     exclude: Sequence[Source] = (),
+    banned: tuple[int, ...] = (),
 ) -> bool:
     """Writes the corpus settings.out, splits train and valid; False when `seconds` ran out first (call again).
 
     backend: of the base, or of what is made of it; it writes as its AR self. weights: a name for what it runs on, by
     which a later call knows it again. data: a folder with its tokenizer. What an answer ended with belongs to it; one
-    that was cut ends without. Canvases may cover answers alone.
+    that was cut ends without. banned: tokens that it doesn't write. Canvases may cover answers alone.
     """
     folder = Path(settings.out)
     tokenizer = Tokenizer.load(data)
@@ -155,7 +156,7 @@ def make_answers(
     about = settings.model_dump(include={"tokens", "temperatures"}) | {"seed": seed}
     journal = Journal(folder, about | {"weights": weights, "prompts": _hash(repr(prompts).encode())})
     try:
-        done = _answer(backend, tokenizer, prompts, settings, seed, seconds, journal, message)
+        done = _answer(backend, tokenizer, prompts, settings, seed, seconds, journal, message, banned)
     finally:
         journal.close()
     if done:
@@ -173,6 +174,7 @@ def _answer(
     seconds: float | None,
     journal: Journal,
     message: Callable[[str], None],
+    banned: tuple[int, ...],
 ) -> bool:
     """Answers what the journal lacks; False when time ran out."""
     config = backend.config
@@ -184,7 +186,14 @@ def _answer(
             heat = settings.temperatures[number % len(settings.temperatures)]
             sampler = SamplerSettings(temperature=heat, canvas_length=config.canvas_length, renoise=renoise)
             request = Request(
-                prompt, "ar", sampler, max_tokens=settings.tokens, seed=seed, sample=number, watched=False
+                prompt,
+                "ar",
+                sampler,
+                max_tokens=settings.tokens,
+                seed=seed,
+                sample=number,
+                watched=False,
+                banned=banned,
             )
             tickets[engine.submit(request)] = number
     start = told = time.perf_counter()

@@ -120,7 +120,7 @@ class OnnxBackend:
         reach: Reach | None = None,
     ) -> None:
         """tensors: float32, named as in the checkpoint. largest: of the integers of 8-bit weights; 0 for what this
-        processor can take. adapter: what a gated one that reaches so far brings (onnx_gated.adapter_weights). Raises
+        processor can take. adapter: what a gated one that reaches so far brings (onnx_adapted.adapter_weights). Raises
         RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")

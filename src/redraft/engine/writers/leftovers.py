@@ -36,7 +36,8 @@ class Leftovers:
                 if behind <= accepted:
                     own = logits[number * each : (number + 1) * each]
                     places = (canvas.position + canvas.wanted).tolist()
-                    newest |= {at: row for at, row in zip(places, own, strict=True) if at >= position}
+                    # Copies: a view would hold the logits of all requests that shared the evaluation.
+                    newest |= {at: row.copy() for at, row in zip(places, own, strict=True) if at >= position}
         return Leftovers(kept | newest, frozenset(newest))
 
     def of(self, position: int, most: int) -> np.ndarray | None:

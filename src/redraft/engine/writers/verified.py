@@ -92,6 +92,7 @@ class Verified(Writer):
         """Encodes the chosen token and the proposal, or nothing while a canvas still needs steps."""
         if self.canvas is not None:
             nothing = np.zeros(0, dtype=np.int64)
+            self._reckon(len(self.canvas.tokens) - 1, canvas=True)
             return Pass(self.context, nothing, canvas=self.canvas.tokens, canvas_rows=wanted(self.canvas))
         pending = self.pending()
         room = self.limit - self.context.length - len(pending)
@@ -102,7 +103,7 @@ class Verified(Writer):
         canvases = list(self._drafts.values())
         ahead = self._ahead
         tokens = [c.tokens[: len(c.tokens) - ahead] for c in canvases]
-        self._reckon(len(encode) - 1 + sum(map(len, tokens)))
+        self._reckon(len(encode) - 1 + sum(map(len, tokens)), canvas=bool(canvases))
         if not canvases:
             return Pass(self.context, encode, "all")
         slots = len(canvases[0].tokens)
@@ -253,10 +254,9 @@ class Verified(Writer):
             return [most]
         return list(range(most + 1)) if layout == "branches" else []
 
-    def _reckon(self, rows: int) -> None:
-        """Adds up what a pass with so many rows besides its first costs."""
-        canvas = self.request.canvas_cost if self._drafts else 0.0
-        self._spent += 1 + self.request.row_cost * rows + canvas
+    def _reckon(self, rows: int, canvas: bool) -> None:
+        """Adds up what a pass with so many rows besides its first costs, some of them of a canvas or none."""
+        self._spent += 1 + self.request.row_cost * rows + self.request.canvas_cost * canvas
 
     @property
     def _prices(self) -> Prices:
