@@ -19,7 +19,7 @@ from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.hub.store import ModelFolder, find, resolve
 from redraft.hub.tokenizer import TOKENIZER, Tokenizer
-from redraft.training.adaptation_recipe import AdaptRecipe
+from redraft.training.adaptation_recipe import AdapterSettings, AdaptRecipe
 from redraft.training.answers import digest, make_answers
 from redraft.training.data import Corpus
 from redraft.training.distributed import device_for
@@ -55,9 +55,10 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
         raise RequestError(
             "method full has no adapter: adapter.frozen, start, markov_rank and confidence are of method adapter"
         )
-    where = {"targets", "first_layer", "gains"} & own.model_fields_set
-    if recipe.method == "full" and where:
-        raise RequestError(f"method full has no adapter: adapter.{min(where)} is of method adapter")
+    usual = AdapterSettings()
+    for name in ("targets", "first_layer", "gains"):
+        if recipe.method == "full" and getattr(own, name) != getattr(usual, name):
+            raise RequestError(f"method full has no adapter: adapter.{name} is of method adapter")
     if own.frozen and not (own.markov_rank or own.confidence):
         raise RequestError(
             "adapter.frozen leaves nothing to learn without heads: set adapter.markov_rank or confidence"
