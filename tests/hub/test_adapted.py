@@ -67,6 +67,25 @@ def test_it_is_pulled_with_its_base_and_runs_by_name(shipped: Path, tmp_path: Pa
     assert where_it_lies.generate("abc", **options).tokens == 12
 
 
+def test_a_newer_one_takes_the_place_of_the_one_in_the_store(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from redraft.training.ship import pin, ship_adapter
+
+    pull("tiny-adapted")
+    newer = ship_adapter(tmp_path / "made", shipped, {"threshold": 0.7})
+    pins = tmp_path / "newer.json"
+    pins.write_text("{}")
+    pin(newer, pins)
+    (entry,) = json.loads(pins.read_text()).items()
+    monkeypatch.setitem(catalogue.ADAPTED, entry[0], Adapted(entry[0], **entry[1]))
+    told: list[str] = []
+    assert pull("tiny-adapted", told.append).fetched
+    assert "is another one than this version of redraft knows: it is replaced" in told[0]
+    assert redraft.load("tiny-adapted", backend="onnx").defaults.threshold == 0.7
+    assert not pull("tiny-adapted").fetched
+
+
 def test_first_use_of_the_name_pulls_it(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RequestError, match="tiny-adapted isn't in the store yet: redraft models pull"):
         store.find("tiny-adapted")

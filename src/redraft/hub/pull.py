@@ -37,7 +37,7 @@ class Pulled:
 
 
 def pull(source: str, report: Report = lambda text: None) -> Pulled:
-    """Fetches a model into the store, unless it is there and whole.
+    """Fetches a model into the store, unless it is there and whole, and the one that this version of redraft pins.
 
     source: a name of the catalogue, a folder that holds an adapter, a repository owner/name of the Hugging Face hub, or
     a .gguf file. An adapter's base is fetched with it. report is told what happens, a line each. Raises RequestError
@@ -51,8 +51,13 @@ def pull(source: str, report: Report = lambda text: None) -> Pulled:
     with contextlib.suppress(RequestError):
         if (target / MANIFEST).exists():
             store.check(target)
-            origin = (store.read_json(target / ORIGIN) or {}).get("source", "unknown")
-            return Pulled(store.ModelFolder(name, target, "local"), origin, fetched=False)
+            origin = store.read_json(target / ORIGIN) or {}
+            if origin.get("pinned") == _pinned(source):
+                there = store.ModelFolder(name, target, "local")
+                return Pulled(there, origin.get("source", "unknown"), fetched=False)
+            report(
+                f"the {name} of the store is another one than this version of redraft knows: it is replaced"
+            )
     staging = target.with_name(f".{name}.{os.getpid()}.partial")
     try:
         staging.mkdir(parents=True)
@@ -60,7 +65,8 @@ def pull(source: str, report: Report = lambda text: None) -> Pulled:
         _bring_base(staging, report)
         report("checking it")
         _check(staging, BASES.get(source))
-        write_atomically(staging / ORIGIN, (json.dumps({"source": came_from}) + "\n").encode())
+        told = {"source": came_from} | ({"pinned": pin} if (pin := _pinned(source)) else {})
+        write_atomically(staging / ORIGIN, (json.dumps(told) + "\n").encode())
         write_atomically(staging / MANIFEST, (json.dumps(manifest(staging), indent=2) + "\n").encode())
         _install(staging, target)
     except OSError as error:
@@ -68,6 +74,11 @@ def pull(source: str, report: Report = lambda text: None) -> Pulled:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Pulled(store.ModelFolder(name, target, "local"), came_from, fetched=True)
+
+
+def _pinned(source: str) -> str | None:
+    """What names just these files of an adapter of the catalogue; None for other sources."""
+    return ADAPTED[source].manifest if source in ADAPTED else None
 
 
 def store_name(source: str) -> str:
