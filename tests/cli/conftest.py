@@ -6,6 +6,7 @@ The process is forked from the tests' own, which has loaded torch already: only 
 from __future__ import annotations
 
 import contextlib
+import gc
 import fcntl
 import io
 import os
@@ -67,6 +68,7 @@ def network_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_and_exit(arguments: list[str], settings: dict[str, str]) -> None:
     """In a forked process: the command line with file descriptors 0 to 2 as its streams; never returns."""
     status = 70
+    gc.disable()  # sessions of the parent's earlier tests would wait here for threads that a fork leaves behind
     try:
         os.environ.clear()
         os.environ.update(settings)
