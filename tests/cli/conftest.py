@@ -6,8 +6,8 @@ The process is forked from the tests' own, which has loaded torch already: only 
 from __future__ import annotations
 
 import contextlib
-import gc
 import fcntl
+import gc
 import io
 import os
 import pty
