@@ -173,11 +173,11 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
 CONVENTIONS = ("base", "mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
 
 
-def take_over(adapter: adapters.Adapter, name: str, frozen: bool) -> None:
+def take_over(adapter: adapters.Adapter, start: str, frozen: bool) -> None:
     """The numbers of a trained adapter (a run, a folder or a model's name), and of its heads if they are of the same
     make. Where it doesn't reach or has a smaller rank, ours stays as drawn, which changes nothing yet. Raises
     RequestError when it has a larger rank or other conventions than the recipe, or another reach though `frozen`."""
-    folder = find(name).path
+    folder = find(start).path
     if not (folder / ADAPTER_CONFIG).exists():
         raise RequestError(f"adapter.start: {folder} is no adapter")
     theirs, ours = AdapterConfig.read(folder), adapter.settings

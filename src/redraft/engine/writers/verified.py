@@ -242,9 +242,8 @@ class Verified(Writer):
         """Behind how many tokens of the proposal to denoise a canvas in the pass that verifies it."""
         layout, most = self.request.draft_layout, len(self._proposal)
         rows = slots - self._ahead
-        if (
-            layout == "auto" and not self.request.canvas_cost
-        ):  # fastest on redraft-tiny, and little to compute
+        if layout == "auto" and not self.request.canvas_cost:
+            # Without an adapter: what was fastest on redraft-tiny, and little to compute.
             cost = self.request.row_cost * rows
             return [most] if math.prod(self._sure[:most]) >= cost / (1 + cost) else []
         if layout == "auto":
