@@ -144,3 +144,12 @@ def test_prompts_hold_nothing_that_the_answers_exclude(data: Path) -> None:
         start.write_answers(toy.model_copy(update={"answers": barred}), lambda text: None)
     assert toy.barred() == []
     start.write_answers(toy, lambda text: None)
+
+
+def test_what_does_not_fit_the_base_is_told_before_its_answers_are_written(data: Path) -> None:
+    toy = with_answers(data)
+    assert toy.answers is not None
+    wrong = toy.model_copy(update={"adapter": toy.adapter.model_copy(update={"first_layer": 9})})
+    with pytest.raises(RequestError, match="first_layer is 9, but the base's last layer is number 1"):
+        start.write_answers(wrong, lambda text: None)
+    assert not (Path(toy.answers.out) / JOURNAL).exists()

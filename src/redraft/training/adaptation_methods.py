@@ -83,7 +83,7 @@ class FullMethod:
         """float32, whatever products are computed in: the optimizer's small steps would be lost in bfloat16."""
         settings = start.adapter_config(recipe, base)
         bare = adapters.cut(families.load(base.path), settings.layers)
-        start.check_room(recipe, bare.config)
+        start.check_fit(recipe, bare.config)
         if not bare.config.autoregressive_only:
             raise RequestError(f"{base.name} denoises already: train it on with redraft train")
         config = dataclasses.replace(settings.adapted(bare.config), canvas_rows_marked=True)

@@ -152,12 +152,7 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     settings = adapter_config(recipe, base)
     dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     bare = adapters.cut(families.load(base.path, dtype), settings.layers)
-    check_room(recipe, bare.config)
-    if settings.first_layer >= bare.config.num_hidden_layers:
-        raise RequestError(
-            f"adapter.first_layer is {settings.first_layer}, but the base's last layer is number "
-            f"{bare.config.num_hidden_layers - 1}"
-        )
+    check_fit(recipe, bare.config)
     model = adapters.attach(bare, settings)
     adapter = adapters.adapter_of(model).float()
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
@@ -199,8 +194,13 @@ def take_over(adapter: adapters.Adapter, start: str, frozen: bool) -> None:
     adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs, heads)
 
 
-def check_room(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
-    """Raises RequestError for rows longer than the base's context."""
+def check_fit(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
+    """Raises RequestError for rows longer than the base's context, and for an adapter that begins behind its layers."""
+    first = recipe.adapter.first_layer
+    if first >= base.num_hidden_layers:
+        raise RequestError(
+            f"adapter.first_layer is {first}, but the base's last layer is number {base.num_hidden_layers - 1}"
+        )
     if recipe.train.row_length + recipe.canvas.length > base.max_position_embeddings:
         raise RequestError(
             f"train.row_length and a canvas exceed the {base.max_position_embeddings} positions of the base"
@@ -223,6 +223,9 @@ def answering(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> t
     """What writes the base's answers, and a name for its weights: on a CPU the engine's own graph, whose AR self live
     drafts will be judged by, several times as fast as torch; torch on a GPU, and for a base that is cut."""
     if device.type == "cpu" and recipe.base.layers is None:
+        check_fit(
+            recipe, families.load_config(base.path)
+        )  # as network does: before the answers, not behind them
         graph = OnnxBackend.load(base.path, threads=recipe.train.threads or 0)
         return graph, digest(graph.name, graph.weights.values())
     model = network(recipe, base, device)
