@@ -23,7 +23,7 @@ import redraft
 from redraft.evaluation import adapted_card, report
 from redraft.evaluation.acceptance import Acceptance, draft_speeds
 from redraft.evaluation.domains import load_domains
-from redraft.evaluation.effort import step_costs
+from redraft.evaluation.effort import row_cost, step_costs
 from redraft.evaluation.speed import costs
 from redraft.evaluation.writing import unpadded
 from redraft.files import write_atomically
@@ -36,13 +36,14 @@ TUNING = Acceptance(tokens=48, seed=1)
 
 
 def tune(folder: Path, prompts: int = 2) -> None:
-    """Rewrites step_costs and draft_length; the latter at the former."""
+    """Rewrites step_costs, row_cost and draft_length; the last at the others."""
     model = redraft.load(folder)
     asked = [
         p for domain in load_domains(model, prompts, TUNING.tokens, seed=TUNING.seed) for p in domain.prompts
     ]
-    found = step_costs(costs(model, unpadded(model.backend), asked[0]))
-    report.tune(folder, lambda raw: raw | {"step_costs": found})
+    found = costs(model, unpadded(model.backend), asked[0])
+    prices = {"step_costs": step_costs(found), "row_cost": row_cost(found)}
+    report.tune(folder, lambda raw: raw | prices)
     model = redraft.load(folder)
     lengths = [length for length in LENGTHS if length <= model.config.canvas_length]
     speeds = draft_speeds(model, asked, lengths, TUNING)

@@ -153,7 +153,7 @@ class Model(Editable):
         if check == 0:
             values["check_ratio"] = None
         costs = self._step_costs(values)
-        row_cost, canvas_cost = StepCosts.of(self.defaults.step_costs).of_drafts
+        row, slot, canvas_cost = StepCosts.of(self.defaults.step_costs).of_drafts(self.defaults.row_cost)
         request = Request(
             prompt=tuple(self.encode(prompt)),
             decode=decode,
@@ -164,7 +164,8 @@ class Model(Editable):
             slide=values["slide"],
             check_ratio=values["check_ratio"],
             step_costs=costs,
-            row_cost=row_cost,
+            row_cost=row,
+            slot_cost=slot,
             canvas_cost=canvas_cost,
             seed=drawn(seed),
         )

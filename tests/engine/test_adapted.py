@@ -34,7 +34,8 @@ def base(**changes: Any) -> Denoiser:
 
 # What an adapter may leave out.
 FAR = {"targets": ("q_proj", "gate_proj", "down_proj"), "first_layer": 1, "gains": False}
-REACHES = [{}, {"targets": ("v_proj", "o_proj", "up_proj")}, {"gains": False}, {"first_layer": 1}, FAR]
+LATE = {"canvas_entry": 1}
+REACHES = [{}, {"targets": ("v_proj", "o_proj", "up_proj")}, {"gains": False}, {"first_layer": 1}, FAR, LATE]
 
 
 def adapted(
@@ -60,11 +61,14 @@ def canvas(length: int = 8) -> np.ndarray:
 
 @pytest.mark.parametrize("changes", FAMILIES)
 @pytest.mark.parametrize("beside_a_canvas", [False, True])
-def test_clean_rows_are_the_base_bit_for_bit(changes: dict[str, Any], beside_a_canvas: bool) -> None:
+@pytest.mark.parametrize("reach", [{}, LATE])
+def test_clean_rows_are_the_base_bit_for_bit(
+    changes: dict[str, Any], beside_a_canvas: bool, reach: dict[str, Any]
+) -> None:
     """Alone every number of the adapter is NaN: one that touched a clean row, even times 0, would show. Beside a canvas
     they are random: there attention multiplies a canvas's values by 0."""
     fill = None if beside_a_canvas else float("nan")
-    ours, theirs = TorchBackend(adapted(fill, **changes)), TorchBackend(base(**changes))
+    ours, theirs = TorchBackend(adapted(fill, reach=reach, **changes)), TorchBackend(base(**changes))
     context, other = ours.new_context(64), theirs.new_context(64)
     text = np.array(prompt(23))
     for part in (text[:11], text[11:12], text[12:]):
@@ -138,9 +142,10 @@ def test_an_untrained_adapter_changes_only_open_and_empty_slots() -> None:
     assert not torch.allclose(other, plain(torch.tensor([[5, MASK, 7, 8]]), at, seen)[0])
 
 
-def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass() -> None:
+@pytest.mark.parametrize("reach", [{}, LATE])
+def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass(reach: dict[str, Any]) -> None:
     """What training does (clean rows first, then canvases alone) against what the engine does."""
-    model = adapted(shift=False)
+    model = adapted(shift=False, reach=reach)
     backend = TorchBackend(model)
     text, slots = np.array(prompt(10)), canvas()
     due = backend.forward([Pass(backend.new_context(32), text, canvas=slots)])[0].canvas
@@ -157,6 +162,7 @@ def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass() -> None:
                 10 + torch.arange(8)[None],
                 Visibility(Visibility.additive(over)),
                 past=past,
+                alone=True,
             )
     np.testing.assert_allclose(model.logits(hidden)[0].detach().numpy(), due, atol=2e-4)
 

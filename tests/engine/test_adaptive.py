@@ -114,3 +114,6 @@ def test_a_canvas_and_a_row_cost_what_the_table_says() -> None:
     assert adapted.row == pytest.approx(0.1)
     assert adapted.canvas == pytest.approx(0.7)
     assert StepCosts(((4, 1.0), (16, 0.9))).row == 0.0
+    assert adapted.of_drafts() == pytest.approx((0.1, 0.1, 0.7))
+    assert adapted.of_drafts(0.2) == pytest.approx((0.2, 0.1, 0.7))  # canvas rows that pass fewer layers
+    assert plain.of_drafts(0.2) == (0.03, 0.03, 0.0)

@@ -222,6 +222,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"draft_steps": 0}, "draft_steps must be"),
     ({"draft_layout": "x"}, "draft_layout 'x' is unknown; one of auto, strided, branches, separate"),
     ({"row_cost": math.nan}, "row_cost must be a number"),
+    ({"slot_cost": -0.1}, "slot_cost must be a number"),
     ({"max_canvases": 0}, "max_canvases must be"),
     ({"eos_ids": (99,)}, "token 99 lies outside the vocabulary"),
     ({"locked": {16: 3}}, "slot 16 can't be locked"),

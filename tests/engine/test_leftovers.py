@@ -141,6 +141,7 @@ def test_verified_is_ar_with_leftovers(watched: bool, heads: bool) -> None:
     temperature=st.sampled_from([0.0, 0.4, 1.0]),
     canvas=st.integers(2, 9),
     row=st.sampled_from([0.0, 0.03, 0.2]),
+    slot=st.sampled_from([None, 0.0, 0.1]),
     price=st.sampled_from([0.01, 0.3, 2.0]),
     penalty=st.sampled_from([1.0, 1.4]),
     forbidden=st.integers(1, 3),
@@ -151,6 +152,7 @@ def test_under_a_grammar_and_penalties_too(
     temperature: float,
     canvas: int,
     row: float,
+    slot: float | None,
     price: float,
     penalty: float,
     forbidden: int,
@@ -163,7 +165,9 @@ def test_under_a_grammar_and_penalties_too(
 
     warp = SamplerSettings(canvas_length=canvas, temperature=temperature, repetition_penalty=penalty)
     ar = Request(prompt(7, seed), "ar", warp, max_tokens=22, ignore_eos=True, seed=seed, allow=allow)
-    verified = replace(ar, decode="verified", row_cost=row, canvas_cost=price, watched=watched)
+    verified = replace(
+        ar, decode="verified", row_cost=row, slot_cost=slot, canvas_cost=price, watched=watched
+    )
     first, second = run([ar, verified], backend(seed=5, spread=0.5))
     assert told(first)[:3] == told(second)[:3]
     assert told(second)[3] <= told(first)[3]
@@ -221,11 +225,13 @@ def test_with_a_shift_a_draft_takes_a_row_less_than_it_has_slots(shift: bool, st
 
 
 def test_where_rows_cost_nothing_canvases_stand_everywhere() -> None:
-    assert starts((0.6, 0.6, 0.6), 4, 5, 0.7, Prices(0.6, 0.0, 0.0)) == [0, 1, 2, 3]
+    assert starts((0.6, 0.6, 0.6), 4, 5, 0.7, Prices(0.6, 0.0, 0.0, 0.0)) == [0, 1, 2, 3]
+    assert starts((0.6, 0.6, 0.6), 4, 5, 0.7, Prices(0.6, 0.05, 0.0, 0.0)) == [0, 1, 2, 3]
+    assert len(starts((0.6, 0.6, 0.6), 4, 5, 0.7, Prices(0.6, 0.0, 0.05, 0.0))) < 4
 
 
 def test_a_canvas_stands_where_it_is_likeliest_to_count() -> None:
-    prices = Prices(0.8, 0.03, 0.1)
+    prices = Prices(0.8, 0.03, 0.03, 0.1)
     assert starts((), 4, 5, 0.8, prices) == [0]
     assert starts((0.99,) * 3, 4, 5, 0.8, prices) == [3]
     assert starts((0.05,) * 3, 4, 5, 0.8, prices) == [0]
@@ -234,6 +240,6 @@ def test_a_canvas_stands_where_it_is_likeliest_to_count() -> None:
 
 def test_none_where_it_costs_more_than_it_brings() -> None:
     for sure in ((), (0.5, 0.5), (0.9,)):
-        assert not starts(sure, 4, 5, 0.7, Prices(1.0, 0.05, 9.0))
-        assert not starts(sure, 4, 5, 0.05, Prices(1.0, 0.1, 0.5))
-    assert starts((), 4, 5, 1.0, Prices(1.0, 0.05, 0.5)) == [0]  # a luck of 1 is a number too
+        assert not starts(sure, 4, 5, 0.7, Prices(1.0, 0.05, 0.05, 9.0))
+        assert not starts(sure, 4, 5, 0.05, Prices(1.0, 0.1, 0.1, 0.5))
+    assert starts((), 4, 5, 1.0, Prices(1.0, 0.05, 0.05, 0.5)) == [0]  # a luck of 1 is a number too

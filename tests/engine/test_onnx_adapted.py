@@ -19,7 +19,7 @@ from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.sampling import SamplerSettings
 from tests.engine.models import EOS, NOTHING, prompt, run
-from tests.engine.test_adapted import FAMILIES, REACHES, SETTINGS, adapted, base, canvas
+from tests.engine.test_adapted import FAMILIES, LATE, REACHES, SETTINGS, adapted, base, canvas
 
 Q = "model.layers.0.self_attn.qkv.lora_B"
 
@@ -88,11 +88,12 @@ def same(ours: OnnxBackend, theirs: TorchBackend) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("changes", FAMILIES)
+@pytest.mark.parametrize("reach", [{}, LATE])
 def test_clean_rows_beside_a_canvas_are_the_base_bit_for_bit(
-    precision: Precision, changes: dict[str, Any]
+    precision: Precision, changes: dict[str, Any], reach: dict[str, Any]
 ) -> None:
     """Their logits, and the keys and values that they leave."""
-    ours, theirs = on_onnx(precision, **changes), plain(precision, **changes)
+    ours, theirs = on_onnx(precision, reach=reach, **changes), plain(precision, **changes)
     context, other = ours.new_context(64), theirs.new_context(64)
     text = np.array(prompt(23))
     for part in (text[:11], text[11:12], text[12:14], text[14:]):
@@ -109,12 +110,16 @@ def test_clean_rows_beside_a_canvas_are_the_base_bit_for_bit(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("exact", [True, False])
-def test_without_a_canvas_it_is_the_base_bit_for_bit(precision: Precision, exact: bool) -> None:
+@pytest.mark.parametrize("reach", [{}, LATE])
+def test_without_a_canvas_it_is_the_base_bit_for_bit(
+    precision: Precision, exact: bool, reach: dict[str, Any]
+) -> None:
     """Every number of the adapter is NaN: one that met a row would show. One call after another, until the base's own
     graph has taken over, and with a canvas in between."""
-    model = adapted(float("nan"))
+    model = adapted(float("nan"), reach=reach)
+    settings = adapters.adapter_of(model).settings
     ours: OnnxBackend = AdaptedOnnxBackend.of(
-        model.config, weights(), numbers(model), SETTINGS, precision, threads=1
+        model.config, weights(), numbers(model), settings, precision, threads=1
     )
     theirs = plain(precision)
     if not exact:
@@ -208,10 +213,13 @@ def test_an_adapter_that_does_not_fit_is_refused(change: Any, said: str) -> None
 @pytest.mark.parametrize("draft_steps", [1, 2, 3])
 @pytest.mark.parametrize("layout", ["strided", "branches", "separate"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_verified_gives_the_tokens_of_ar(temperature: float, layout: str, draft_steps: int) -> None:
+@pytest.mark.parametrize("reach", [{}, LATE])
+def test_verified_gives_the_tokens_of_ar(
+    temperature: float, layout: str, draft_steps: int, reach: dict[str, Any]
+) -> None:
     """The base's rows are shifted: what a first slot would have been is the last clean row's to say, and forgotten
     where a draft is rejected."""
-    backend = on_onnx()
+    backend = on_onnx(reach=reach)
     sampler = SamplerSettings(canvas_length=6, max_steps=6, temperature=temperature)
     common = {"prompt": prompt(), "max_tokens": 20, "seed": 2, "sampler": sampler, "eos_ids": (EOS,)}
     common |= {"draft_steps": draft_steps, "draft_layout": layout}
@@ -221,8 +229,9 @@ def test_verified_gives_the_tokens_of_ar(temperature: float, layout: str, draft_
     assert verified.writer.output.tokens == ar.writer.output.tokens
 
 
-def test_requests_that_share_a_call_get_what_they_get_alone() -> None:
-    backend = on_onnx()
+@pytest.mark.parametrize("reach", [{}, LATE])
+def test_requests_that_share_a_call_get_what_they_get_alone(reach: dict[str, Any]) -> None:
+    backend = on_onnx(reach=reach)
 
     def passes() -> list[Pass]:
         first = Pass(backend.new_context(64), np.array(prompt(9)), "last", canvas=canvas())

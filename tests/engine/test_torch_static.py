@@ -28,7 +28,7 @@ from redraft.engine.backends.torch_static import NARROW, StaticTorchBackend
 from redraft.errors import RedraftError, RequestError
 from redraft.sampling import SamplerSettings
 from tests.engine.models import NOTHING, VOCAB, finish, network, prompt, token_bytes, told
-from tests.engine.test_adapted import adapted
+from tests.engine.test_adapted import LATE, adapted
 from tests.engine.test_torch_backend import FAMILIES, random_tokens
 
 aten = torch.ops.aten
@@ -142,7 +142,10 @@ def test_logits_are_those_of_the_plain_backend(family: str, taped: bool) -> None
         same(*walks)
 
 
-@pytest.mark.parametrize(("shift", "changes"), [(True, {"qk_norm": True}), (False, {"attention_bias": True})])
+@pytest.mark.parametrize(
+    ("shift", "changes"),
+    [(True, {"qk_norm": True}), (False, {"attention_bias": True}), (True, {"reach": LATE})],
+)
 def test_adapted_models_agree_and_their_clean_rows_are_the_bases(
     shift: bool, changes: dict[str, Any]
 ) -> None:
@@ -177,7 +180,9 @@ def requests() -> list[Request]:
 
 
 @pytest.mark.parametrize(
-    "model", [network(), network(shift=True), adapted()], ids=["ours", "shift", "adapted"]
+    "model",
+    [network(), network(shift=True), adapted(), adapted(reach=LATE)],
+    ids=["ours", "shift", "adapted", "late"],
 )
 def test_answers_are_those_of_the_plain_backend_in_any_company(model: Denoiser) -> None:
     answers = []

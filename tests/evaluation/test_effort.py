@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redraft.errors import RequestError
-from redraft.evaluation.effort import BOUNDS, effort_levels, settings, step_costs, tuned
+from redraft.evaluation.effort import BOUNDS, effort_levels, row_cost, settings, step_costs, tuned
 from redraft.hub import GenerationDefaults
 
 
@@ -85,6 +85,12 @@ def test_step_costs_of_a_speed_report() -> None:
     assert GenerationDefaults.from_dict(
         {"canvas_length": "auto", "step_costs": step_costs({"over_ar": over})}
     )
+
+
+def test_a_clean_row_costs_what_it_adds_beside_a_canvas() -> None:
+    over = {"canvas_4": 1.4, "canvas_16": 2.0, "commit_and_canvas_4": 1.9, "commit_and_canvas_16": 3.7}
+    assert row_cost({"over_ar": over}) == pytest.approx((3.7 - 2.0 - (1.9 - 1.4)) / 12)
+    assert row_cost({"over_ar": over | {"commit_and_canvas_16": 1.0}}) == 0.0
 
 
 def test_a_frontier_tunes_the_models_defaults() -> None:

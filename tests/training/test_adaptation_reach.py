@@ -19,6 +19,7 @@ from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.hub.runs import complete
 from redraft.training.adaptation import Adaptation, adapt
+from redraft.training.adaptation_batch import build
 from tests.training.bases import recipe
 
 FEW: dict[str, Any] = {"targets": ["q_proj", "up_proj"], "first_layer": 1, "gains": False}
@@ -81,6 +82,52 @@ def test_what_the_start_has_elsewhere_is_left_out(data: Path, tmp_path: Path, tr
         assert torch.equal(tensor, theirs[name]), name
 
 
+def test_canvas_rows_may_enter_late(data: Path, tmp_path: Path, trained: Path) -> None:
+    """They begin as the layers before left them, on average, and learn on; all decode modes know where they enter."""
+    same = begun(data, tmp_path / "same", start=str(trained))
+    late = begun(data, tmp_path / "late", start=str(trained), canvas_entry=1)
+    theirs, ours = (adapters.adapter_of(run.model) for run in (same, late))
+    assert {name.split("/")[2] for name in ours.parts if name != "model/norm"} == {"1"}
+    seen: list[torch.Tensor] = []
+    same.model.model.layers[1].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    mask, canvases = same.tokens.mask, 0
+    total = torch.zeros_like(ours.slots.mask)
+    for kind in (0, 3):
+        for row in range(8):
+            parts = same.recipe.canvas, same.recipe.losses, same.tokens, True
+            batch = build(
+                same.rows,
+                *parts,
+                step=0,
+                rows=range(row, row + 1),
+                batch_rows=8,
+                seed=same.recipe.train.seed,
+                kind=kind,
+            )
+            same.objective.hidden(batch)
+            open_ = (batch.shown == mask) & ~batch.locked & (batch.document >= 0)[..., None]
+            total += seen[-1].view(*open_.shape, -1)[torch.from_numpy(open_)].sum(0)
+            canvases += int(open_.sum())
+    torch.testing.assert_close(ours.slots.mask.data, total / canvases, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(ours.slots.mask, theirs.slots.mask)
+    before = drafted(late)
+    folder = late.train()
+    assert np.abs(drafted(late) - before).max() > 1e-3
+    assert AdapterConfig.read(folder).canvas_entry == 1
+    again = begun(data, tmp_path / "again", start=str(tmp_path / "late"), canvas_entry=1)
+    torch.testing.assert_close(adapters.adapter_of(again.model).slots.mask, load(folder)["slots.mask"])
+    model = redraft.load(str(tmp_path / "late"), backend="onnx")
+    written = [
+        model.generate("ab", max_tokens=8, decode=d, temperature=0.0).token_ids for d in ("ar", "verified")
+    ]
+    assert written[0] == written[1] != []
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    own = load_file(folder / ADAPTER_WEIGHTS)
+    return {name.removeprefix(adapters.PREFIX): tensor for name, tensor in own.items()}
+
+
 def test_training_canvases_may_be_shorter_than_those_of_the_model(data: Path, tmp_path: Path) -> None:
     run = Adaptation(recipe(data, canvas={"slots": 4}), tmp_path / "run", resume=False)
     assert run.batch(range(2)).shown.shape[2] == 4
@@ -100,6 +147,8 @@ def test_training_canvases_may_be_shorter_than_those_of_the_model(data: Path, tm
         ("gains", "no", "gains must be true or false"),
         ("first_layer", True, "first_layer must be a whole number of at least 0"),
         ("first_layer", -1, "first_layer must be a whole number of at least 0"),
+        ("canvas_entry", 0, "canvas_entry must be a whole number of at least 1, or null"),
+        ("canvas_entry", True, "canvas_entry must be a whole number of at least 1, or null"),
     ],
 )
 def test_an_adapters_file_that_names_something_else_gets_one_line(
@@ -119,6 +168,11 @@ def test_an_adapters_file_that_names_something_else_gets_one_line(
     ("adapter", "line"),
     [
         ({"first_layer": 2}, "first_layer is 2, but the base's last layer is number 1"),
+        ({"canvas_entry": 2}, "canvas_entry is 2, but the base's last layer is number 1"),
+        (
+            {"frozen": True, "markov_rank": 2, "canvas_entry": 1, "first_layer": 1},
+            "must stay as it is: give its own rank, targets",
+        ),
         (
             {"frozen": True, "markov_rank": 2, "gains": False},
             "must stay as it is: give its own rank, targets",
@@ -137,9 +191,10 @@ def test_what_reaches_nowhere_or_can_never_learn_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_all_weights_have_no_reach(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"adapter\.first_layer is of method adapter"):
-        Adaptation(recipe(data, method="full", adapter={"first_layer": 1}), tmp_path / "run", resume=False)
+@pytest.mark.parametrize("name", ["first_layer", "canvas_entry"])
+def test_all_weights_have_no_reach(data: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match=rf"adapter\.{name} is of method adapter"):
+        Adaptation(recipe(data, method="full", adapter={name: 1}), tmp_path / "run", resume=False)
 
 
 @pytest.mark.parametrize("damage", ["missing", "wide"])

@@ -43,7 +43,8 @@ class Reach:
 class AdapterConfig:
     """base: a model's name or folder. rank, alpha: LoRA's; scale is alpha / rank. layers: how many of the base's
     layers are used, from the first on; None: all. markov_rank (0: none), confidence: the heads behind it, see
-    denoiser.heads. targets, first_layer, gains: see Reach. The rest are fields of the adapted DenoiserConfig.
+    denoiser.heads. targets, first_layer, gains: see Reach; nothing is adapted before the canvas's entry. The rest are
+    fields of the adapted DenoiserConfig.
     """
 
     base: str
@@ -59,10 +60,11 @@ class AdapterConfig:
     targets: tuple[Target, ...] = TARGETS
     first_layer: int = 0
     gains: bool = True
+    canvas_entry: int | None = None
 
     @property
     def reach(self) -> Reach:
-        return Reach(self.rank, self.targets, self.first_layer, self.gains)
+        return Reach(self.rank, self.targets, max(self.first_layer, self.canvas_entry or 0), self.gains)
 
     @property
     def scale(self) -> float:
@@ -82,6 +84,7 @@ class AdapterConfig:
             null_token_id=self.null_token_id,
             canvas_length=self.canvas_length,
             shift=self.shift,
+            canvas_entry=self.canvas_entry,
             model_type="redraft",
         )
 
@@ -109,6 +112,7 @@ class AdapterConfig:
             "confidence",
             "first_layer",
             "gains",
+            "canvas_entry",
         )
         raw = {
             "peft_type": "LORA",
@@ -152,6 +156,11 @@ class AdapterConfig:
             raise RequestError(f"{path}: target_modules must be a list of some of {', '.join(TARGETS)}")
         if type(found.first_layer) is not int or found.first_layer < 0:
             raise RequestError(f"{path} is malformed: first_layer must be a whole number of at least 0")
+        entry = found.canvas_entry
+        if entry is not None and (type(entry) is not int or entry < 1):
+            raise RequestError(
+                f"{path} is malformed: canvas_entry must be a whole number of at least 1, or null"
+            )
         if not isinstance(found.gains, bool):
             raise RequestError(f"{path} is malformed: gains must be true or false")
         if not isinstance(found.markov_rank, int) or found.markov_rank < 0:

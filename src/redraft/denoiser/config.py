@@ -27,6 +27,7 @@ class DenoiserConfig:
     self_conditioning: canvas rows also read the last step's expectation (DiffusionGemma).
     canvas_rows_marked: canvas rows carry a learnt embedding of their role, locked slots another; False for
     checkpoints of other families, which tell noise from text by the mask token alone.
+    canvas_entry: number of the layer at which canvas rows begin, with their embeddings; None: at the first.
     eos_token_ids end an answer. mask_token_id: an open slot, behind which the canvas is calibrated; draft_token_id: one
     behind which it was distilled to guess what its AR self would write, surer and less diverse; null_token_id: an empty
     slot, dropped at commit. The encode role never predicts these three.
@@ -49,6 +50,7 @@ class DenoiserConfig:
     tie_word_embeddings: bool = True
     self_conditioning: bool = False
     canvas_rows_marked: bool = True
+    canvas_entry: int | None = None
     layout: str = "causal_context"
     canvas_length: int = 16
     shift: bool = False
@@ -70,6 +72,10 @@ class DenoiserConfig:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise RequestError(f"config: {name} {token} lies outside the vocabulary of {self.vocab_size}")
+        if self.canvas_entry is not None and not 0 < self.canvas_entry < self.num_hidden_layers:
+            raise RequestError(
+                f"config: canvas_entry {self.canvas_entry} is no layer behind the first of {self.num_hidden_layers}"
+            )
         outside = [t for t in self.eos_token_ids if not 0 <= t < self.vocab_size]
         if outside:
             raise RequestError(
@@ -155,7 +161,7 @@ def _whole(value: Any) -> bool:
 # By a field's annotation: what config.json may hold there, and how to say so.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "int": (lambda v: _whole(v) and v > 0, "a positive whole number"),
-    "int | None": (lambda v: v is None or (_whole(v) and v >= 0), "a token id or null"),
+    "int | None": (lambda v: v is None or (_whole(v) and v >= 0), "a whole number or null"),
     "float": (lambda v: (_whole(v) or isinstance(v, float)) and 0 < v < math.inf, "a positive number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
     "str": (lambda v: isinstance(v, str), "a string"),

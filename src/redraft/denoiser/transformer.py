@@ -298,6 +298,13 @@ class Decoder(nn.Module):
                 x = x + (locked & canvas)[..., None].to(x.dtype) * self.locked_embedding
         return x
 
+    def enter(self, layer: int, x: Tensor, embedded: Tensor, canvas: Tensor | None) -> Tensor:
+        """Rows x before a layer: at the canvas's entry its rows are what they were embedded as. No clean row has looked
+        at them before, so that nothing of what layers made of them is left."""
+        if canvas is None or layer != self.config.canvas_entry:
+            return x
+        return torch.where(canvas[..., None], embedded, x)
+
 
 class Denoiser(nn.Module):
     """See the module's docstring. `forward` gives hidden states; `logits` turns chosen rows into logits."""
@@ -330,17 +337,23 @@ class Denoiser(nn.Module):
         locked: Tensor | None = None,
         expected: Tensor | None = None,
         past: list[tuple[Tensor, Tensor]] | None = None,
+        alone: bool = False,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Hidden states after the final norm [B, T, hidden], and each layer's (k, v) of the present rows.
 
         tokens, positions: int64 [B, T]. canvas, locked: bool [B, T]; None means all rows are clean.
         expected: the last step's probabilities [B, T, V], for self-conditioning. past: per layer (k, v), each
-        [B, S, kv_heads, head_dim], rotated already.
+        [B, S, kv_heads, head_dim], rotated already. alone: all rows are canvas rows, so that layers before their entry
+        are left out.
         """
         cos, sin = rotary_angles(positions, self.config)
-        x = self.model.embed(tokens, canvas, locked, expected)
+        embedded = x = self.model.embed(tokens, canvas, locked, expected)
         present: list[tuple[Tensor, Tensor]] = []
+        entry = self.config.canvas_entry
         for i, layer in enumerate(self.model.layers):
+            if alone and entry is not None and i < entry:
+                continue
+            x = self.model.enter(i, x, embedded, canvas)
             x, kv = layer(x, cos, sin, visible, None if past is None else past[i])
             present.append(kv)
         return self.model.norm(x), present

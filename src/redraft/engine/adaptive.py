@@ -78,11 +78,13 @@ class StepCosts:
         few = FEW_ROWS[0]
         return max(0.0, self.at(few) - 1.0 - (few - 1) * self.row)
 
-    @property
-    def of_drafts(self) -> tuple[float, float]:
-        """What a request weighs its drafts by: row_cost and canvas_cost. Where a canvas costs nothing besides its rows,
-        a row counts for less than it costs alone, which was fastest on redraft-tiny."""
-        return (self.row, self.canvas) if self.canvas > BESIDES else (CHEAP_ROW, 0.0)
+    def of_drafts(self, clean: float | None = None) -> tuple[float, float, float]:
+        """What a request weighs its drafts by: row_cost, slot_cost and canvas_cost. Where a canvas costs nothing
+        besides its rows, a row counts for less than it costs alone, which was fastest on redraft-tiny. clean: cost of
+        one more clean row, where it isn't that of a canvas row."""
+        if self.canvas <= BESIDES:
+            return CHEAP_ROW, CHEAP_ROW, 0.0
+        return (self.row if clean is None else clean), self.row, self.canvas
 
     def at(self, rows: float) -> float:
         """Cost of an evaluation of so many rows: on the line through the two lengths of the table that are nearest,

@@ -50,7 +50,8 @@ class Request:
     evaluations; "auto" weighs each of these canvases by its chance, by what a row costs and by what evaluations bring,
     and where a canvas has a cost proposes what any of them has said of the places that follow.
     row_cost: the cost of one more row in an evaluation, where a single row costs 1 (0.03 to 0.1 on two cores, near 0 on
-    a GPU); canvas_cost: what a canvas costs besides its rows (an adapter's nodes).
+    a GPU); slot_cost: the same of a canvas row, which may pass fewer layers, None: as much; canvas_cost: what a canvas
+    costs besides its rows (an adapter's nodes).
 
     check_ratio: diffusion's canvases are checked by the AR self, which reads them anyway when they are committed: a
     token stands where it has at least this share of the probability of AR's own choice, else AR's choice takes its
@@ -87,6 +88,7 @@ class Request:
     draft_steps: int = 1
     draft_layout: str = "auto"
     row_cost: float = 0.03
+    slot_cost: float | None = None
     canvas_cost: float = 0.0
     check_ratio: float | None = None
     watched: bool = True
@@ -111,9 +113,9 @@ class Request:
             raise RequestError(
                 f"draft_layout {self.draft_layout!r} is unknown; one of {', '.join(DRAFT_LAYOUTS)}"
             )
-        for name in ("row_cost", "canvas_cost"):
+        for name in ("row_cost", "slot_cost", "canvas_cost"):
             cost = getattr(self, name)
-            if not (isinstance(cost, int | float) and 0 <= cost < math.inf):
+            if cost is not None and not (isinstance(cost, int | float) and 0 <= cost < math.inf):
                 raise RequestError(f"{name} must be a number of at least 0, not {cost!r}")
         if self.check_ratio is not None and not (
             isinstance(self.check_ratio, int | float) and 0 < self.check_ratio <= 1

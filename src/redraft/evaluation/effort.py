@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from redraft.engine.adaptive import FEW_ROWS
 from redraft.errors import RequestError
 
 # percent by which AR NLL may exceed AR's frontier; from fast to good
@@ -63,6 +64,15 @@ def step_costs(costs: Mapping[str, Any]) -> dict[str, float]:
         name.removeprefix("canvas_"): cost for name, cost in over_ar.items() if name.startswith("canvas_")
     }
     return {slots: round(float(lengths[slots]), 3) for slots in sorted(lengths, key=int)}
+
+
+def row_cost(costs: Mapping[str, Any]) -> float:
+    """generation_config.json's "row_cost" from the same: what a clean row adds to an evaluation beside a canvas, on the
+    line between the evaluations that encode 4 and 16 of them."""
+    over_ar = costs["over_ar"]
+    few, more = FEW_ROWS
+    beside = [over_ar[f"commit_and_canvas_{n}"] - over_ar[f"canvas_{n}"] for n in (few, more)]
+    return round(max(0.0, float(beside[1] - beside[0])) / (more - few), 4)
 
 
 def _eligible(points: Sequence[Mapping[str, Any]], temperature: float | None) -> list[Mapping[str, Any]]:

@@ -27,7 +27,8 @@ class GenerationDefaults:
     to noise; None never, one of the two at most. slide: leading settled slots that leave the canvas at once, 0 to
     commit it whole. check_ratio: how likely the AR self must find a canvas's token, beside
     its own, for it to stand; None: no check (engine.Request). draft_length: slots of a proposal of decode "verified",
-    None for canvas_length. proofread: {"threshold", "screen", "units", "weights"} of editing.noisy_channel, empty
+    None for canvas_length. row_cost: what one more clean row adds to an evaluation, in AR steps; None: as much as a
+    canvas row by step_costs. proofread: {"threshold", "screen", "units", "weights"} of editing.noisy_channel, empty
     where the AR self has no say in proofreading. effort: for each level of the dial the settings it changes.
     """
 
@@ -42,6 +43,7 @@ class GenerationDefaults:
     slide: int = 0
     check_ratio: float | None = None
     draft_length: int | None = None
+    row_cost: float | None = None
     max_new_tokens: int = 256
     step_costs: Mapping[str, float] = field(default_factory=dict)
     proofread: Mapping[str, Any] = field(default_factory=dict)
@@ -182,5 +184,6 @@ _RULES = {
     "slide": _Rule(int, 0, math.inf),
     "check_ratio": _Rule(float, 0, 1, optional=True, above_low=True),
     "draft_length": _Rule(int, 2, math.inf, optional=True),
+    "row_cost": _Rule(float, 0, math.inf, optional=True),
     "max_new_tokens": _Rule(int, 1, math.inf),
 }

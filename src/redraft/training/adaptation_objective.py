@@ -138,7 +138,7 @@ class AdaptationObjective(nn.Module):
         places = to(batch.slot_positions.reshape(rows, -1))
         learns = torch.is_grad_enabled() and not self.frozen
         with torch.set_grad_enabled(learns), canvas_rows(model, True, locked):
-            drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past)
+            drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past, alone=True)
         return clean, drafted.unflatten(1, (canvases, slots))
 
     def _text(self, batch: AdaptBatch) -> Visibility:

@@ -22,9 +22,9 @@ class AdapterSettings(Section):
     """The adapter's size and the canvas's conventions; see denoiser.adapter_config.
 
     rank, alpha (None: the rank): of method "adapter" alone, as are targets (projections that learn), first_layer (the
-    first that does) and gains (norms of the canvas's own). shift: canvas row i predicts slot i + 1, as the base's rows
-    do. mask_token, null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves
-    unused.
+    first that does) and gains (norms of the canvas's own). canvas_entry: the layer at which canvas rows begin, which
+    makes them cheaper; None: at the first. shift: canvas row i predicts slot i + 1, as the base's rows do. mask_token,
+    null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves unused.
 
     Heads for drafts that are verified, see denoiser.heads: markov_rank (0: none; 64 is plenty) and confidence. They
     learn beside the adapter, or behind one that is done: start names a run or an adapter's folder to begin with, and
@@ -37,6 +37,7 @@ class AdapterSettings(Section):
     targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
     first_layer: int = Field(default=0, ge=0)
     gains: bool = True
+    canvas_entry: int | None = Field(default=None, ge=1)
     shift: bool = True
     mask_token: str | None = None
     null_token: str | None = None

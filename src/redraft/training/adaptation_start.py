@@ -19,6 +19,7 @@ from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.hub.store import ModelFolder, find, resolve
 from redraft.hub.tokenizer import TOKENIZER, Tokenizer
+from redraft.training.adaptation_entry import begin_late
 from redraft.training.adaptation_recipe import AdapterSettings, AdaptRecipe
 from redraft.training.answers import digest, make_answers
 from redraft.training.data import Corpus
@@ -56,7 +57,7 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
             "method full has no adapter: adapter.frozen, start, markov_rank and confidence are of method adapter"
         )
     usual = AdapterSettings()
-    for name in ("targets", "first_layer", "gains"):
+    for name in ("targets", "first_layer", "gains", "canvas_entry"):
         if recipe.method == "full" and getattr(own, name) != getattr(usual, name):
             raise RequestError(f"method full has no adapter: adapter.{name} is of method adapter")
     if own.frozen and not (own.markov_rank or own.confidence):
@@ -143,6 +144,7 @@ def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
         targets=own.targets,
         first_layer=own.first_layer,
         gains=own.gains,
+        canvas_entry=own.canvas_entry,
     )
 
 
@@ -157,7 +159,10 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     adapter = adapters.adapter_of(model).float()
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
     if recipe.adapter.start is not None:
-        take_over(adapter, recipe.adapter.start, recipe.adapter.frozen)
+        theirs = take_over(adapter, recipe.adapter.start, recipe.adapter.frozen)
+        if settings.canvas_entry is not None and theirs.canvas_entry is None:
+            trained = adapters.load(find(recipe.adapter.start).path, base.path)
+            begin_late(adapter, trained, settings.canvas_entry, recipe)
     if recipe.adapter.frozen:
         adapter.slots.requires_grad_(False)
         adapter.parts.requires_grad_(False)
@@ -168,10 +173,11 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
 CONVENTIONS = ("base", "mask_token_id", "null_token_id", "canvas_length", "shift", "layers")
 
 
-def take_over(adapter: adapters.Adapter, start: str, frozen: bool) -> None:
+def take_over(adapter: adapters.Adapter, start: str, frozen: bool) -> AdapterConfig:
     """The numbers of a trained adapter (a run, a folder or a model's name), and of its heads if they are of the same
-    make. Where it doesn't reach or has a smaller rank, ours stays as drawn, which changes nothing yet. Raises
-    RequestError when it has a larger rank or other conventions than the recipe, or another reach though `frozen`."""
+    make. Where it doesn't reach or has a smaller rank, ours stays as drawn, which changes nothing yet. Returns that
+    adapter's settings. Raises RequestError when it has a larger rank or other conventions than the recipe, or another
+    reach though `frozen`."""
     folder = find(start).path
     if not (folder / ADAPTER_CONFIG).exists():
         raise RequestError(f"adapter.start: {folder} is no adapter")
@@ -187,20 +193,23 @@ def take_over(adapter: adapters.Adapter, start: str, frozen: bool) -> None:
         raise RequestError(
             f"adapter.start: {folder} doesn't fit the recipe: its rank is {theirs.rank}, the recipe's only {ours.rank}"
         )
-    if frozen and theirs.reach != ours.reach:
+    if frozen and (theirs.reach, theirs.canvas_entry) != (ours.reach, ours.canvas_entry):
         raise RequestError(
-            f"adapter.frozen: {folder} must stay as it is: give its own rank, targets, first_layer and gains"
+            f"adapter.frozen: {folder} must stay as it is: give its own rank, targets, first_layer, gains and "
+            "canvas_entry"
         )
     adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs, heads)
+    return theirs
 
 
 def check_fit(recipe: AdaptRecipe, base: DenoiserConfig) -> None:
     """Raises RequestError for rows longer than the base's context, and for an adapter that begins behind its layers."""
-    first = recipe.adapter.first_layer
-    if first >= base.num_hidden_layers:
-        raise RequestError(
-            f"adapter.first_layer is {first}, but the base's last layer is number {base.num_hidden_layers - 1}"
-        )
+    for name in ("first_layer", "canvas_entry"):
+        first = getattr(recipe.adapter, name) or 0
+        if first >= base.num_hidden_layers:
+            raise RequestError(
+                f"adapter.{name} is {first}, but the base's last layer is number {base.num_hidden_layers - 1}"
+            )
     if recipe.train.row_length + recipe.canvas.length > base.max_position_embeddings:
         raise RequestError(
             f"train.row_length and a canvas exceed the {base.max_position_embeddings} positions of the base"

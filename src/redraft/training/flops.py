@@ -9,9 +9,9 @@ from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 
 FORMULA = (
-    "MFU = (2 P clean + (4 P + 6 A) canvas + 2 H taught + 4 H supervised) / seconds / peak, "
-    "P weights of the layers, A of the adapter, H of the head; attention's own products are not counted; of canvas "
-    "rows 2 P + 2 A where the adapter is frozen"
+    "MFU = (2 P clean + (4 C + 6 A) canvas + 2 H taught + 4 H supervised) / seconds / peak, "
+    "P weights of the layers, C of those that canvas rows pass, A of the adapter, H of the head; attention's own "
+    "products are not counted; of canvas rows 2 C + 2 A where the adapter is frozen"
 )
 FORMULA_OF_ALL = (
     "MFU = (6 (P + H) clean + 6 P canvas + 2 H taught + 6 H supervised) / seconds / peak, "
@@ -21,11 +21,12 @@ FORMULA_OF_ALL = (
 
 @dataclass(frozen=True)
 class Work:
-    """Weights that a row is multiplied by: layers, adapter (None: all weights learn), head. A frozen weight costs 2
-    forward and 2 for its input's gradient; one that learns 2 more. frozen: only heads behind the adapter learn, which
-    count for nothing."""
+    """Weights that a row is multiplied by: layers, passed (of those, what a canvas row passes), adapter (None: all
+    weights learn), head. A frozen weight costs 2 forward and 2 for its input's gradient; one that learns 2 more.
+    frozen: only heads behind the adapter learn, which count for nothing."""
 
     layers: int
+    passed: int
     adapter: int | None
     head: int
     frozen: bool = False
@@ -36,8 +37,10 @@ class Work:
         if model.adapter is not None:
             parts = adapter_of(model).parts.values()
             lora = sum(p.lora_A.numel() + p.lora_B.numel() for p in parts if isinstance(p, LoRA))
-        head = model.config.hidden_size * model.config.vocab_size
-        return cls(_layer_weights(model.config), lora, head, frozen)
+        config = model.config
+        layer, count = _layer_weights(config), config.num_hidden_layers
+        head = config.hidden_size * config.vocab_size
+        return cls(layer * count, layer * (count - (config.canvas_entry or 0)), lora, head, frozen)
 
     @property
     def formula(self) -> str:
@@ -48,12 +51,12 @@ class Work:
         if self.adapter is None:
             layers, head = 6 * self.layers * (clean + canvas), 6 * self.head * (clean + supervised)
             return layers + head + 2 * self.head * taught
-        through = 2 * (self.layers + self.adapter) if self.frozen else 4 * self.layers + 6 * self.adapter
+        through = 2 * (self.passed + self.adapter) if self.frozen else 4 * self.passed + 6 * self.adapter
         rows = 2 * self.layers * clean + through * canvas
         return rows + 2 * self.head * taught + 4 * self.head * supervised
 
 
 def _layer_weights(config: DenoiserConfig) -> int:
+    """Of one layer."""
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
-    layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
-    return config.num_hidden_layers * layer
+    return config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)

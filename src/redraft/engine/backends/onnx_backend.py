@@ -124,6 +124,8 @@ class OnnxBackend:
         RequestError when the tensors don't fit the config."""
         if precision not in PRECISIONS:
             raise RequestError(f"precision {precision!r} is unknown; one of {', '.join(PRECISIONS)}")
+        if config.canvas_entry is not None and reach is None:
+            raise RequestError(f"{source} has a canvas_entry: that takes an adapter")
         self.config, self.precision = config, precision
         self.name = f"onnx-{precision}"
         self.threads = threads or physical_cores()

@@ -18,6 +18,10 @@ attention looks at them request by request, on a grid of B lanes by T rows:
 ScatterND copies nothing when its output is bound to its input's memory, so caches are extended in place.
 Rows nobody wants leave before the last layer's feed-forward half.
 
+Canvas rows of an adapted base may begin at a later layer (`canvas_entry`). Layers before it run on the clean rows
+alone, and "early.turn", "early.slot", "early.grid", "early.place" (and "early.sizes") are for their shorter list what
+those without "early." are for the whole one; clean int64 [1, E, 2]: (0, row in the whole list) of each of its rows.
+
 Lanes of one grid are all read as far as the longest. A graph of several groups has a grid, a mask and caches for each
 group, so that short lanes are parted from long ones; the list of rows goes through the groups in their order. Inputs of
 group g > 0 are named as above with ".g" behind, and one more says how many rows each group has: sizes int64 [groups].
@@ -35,12 +39,12 @@ from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 from redraft.engine.backends.onnx_gated import Gate
-from redraft.engine.backends.onnx_inputs import cache, cache_names, inputs, of_group
+from redraft.engine.backends.onnx_inputs import EARLY, cache, cache_names, inputs, of_group
 from redraft.engine.backends.onnx_scale import block_of
 
 Precision = Literal["fp32", "blocks", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "blocks", "int8")
-HEAD = "lm_head"
+HEAD, CLEAN = "lm_head", "clean"
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
 ZERO = 128  # what 0.0 becomes in a quantized row
@@ -78,7 +82,8 @@ class GraphWriter:
     constants: dict[str, bytes] = field(default_factory=dict)
     quantized: dict[str, tuple[str, str]] = field(default_factory=dict)
     zeros: dict[str, str] = field(default_factory=dict)
-    rows: str = "turn"  # an input as long as the present list of rows: "turn", or "wanted" near the end
+    early: bool = False  # before canvas rows enter
+    wanted: bool = False  # only the wanted rows are left
 
     def op(self, kind: str, *inputs: str, to: str = "", contrib: bool = False, **attributes: Any) -> str:
         out = to or f"{kind.lower()}_{len(self.nodes)}"
@@ -93,16 +98,20 @@ class GraphWriter:
 
     def only_wanted(self) -> None:
         """From here on the list of rows is that of the wanted ones."""
-        self.rows = "wanted"
+        self.wanted = True
         if self.gate:
             self.gate.rows = "wanted_canvas"
+
+    def index(self, name: str, group: int = 0) -> str:
+        """The input of that name for the present list of rows."""
+        return of_group(f"{EARLY}{name}" if self.early else name, group)
 
     def parts(self, x: str) -> list[str]:
         """Rows x [1, N, …] by group."""
         if self.groups == 1:
             return [x]
         outs = [f"part_{len(self.nodes)}_{g}" for g in range(self.groups)]
-        self.nodes.append(proto.node("Split", [x, "sizes"], outs, axis=1))
+        self.nodes.append(proto.node("Split", [x, self.index("sizes")], outs, axis=1))
         return outs
 
     def whole(self, parts: list[str]) -> str:
@@ -172,12 +181,11 @@ class GraphWriter:
 
     def _zeros(self) -> str:
         """The zero point of each row of the present list, uint8 [N]."""
-        if self.rows not in self.zeros:
+        rows = "wanted" if self.wanted else self.index("turn")  # inputs as long as the list
+        if rows not in self.zeros:
             value = proto.tensor("zero", np.array([ZERO], np.uint8))
-            self.zeros[self.rows] = self.op(
-                "ConstantOfShape", self.op("Shape", self.rows, start=-1), value=value
-            )
-        return self.zeros[self.rows]
+            self.zeros[rows] = self.op("ConstantOfShape", self.op("Shape", rows, start=-1), value=value)
+        return self.zeros[rows]
 
 
 def _norm(w: GraphWriter, x: str, name: str, config: DenoiserConfig, size: int) -> str:
@@ -194,7 +202,7 @@ def _add_norm(w: GraphWriter, x: str, more: str, name: str, config: DenoiserConf
     w.nodes.append(
         proto.node("SkipSimplifiedLayerNormalization", inputs, outputs, "com.microsoft", epsilon=eps)
     )
-    if w.gate:
+    if w.gate and not w.early:
         normed = w.gate.norm(w, total, normed, name, config, config.hidden_size)
     return normed, total
 
@@ -255,19 +263,19 @@ def _attention(w: GraphWriter, config: DenoiserConfig, x: str, layer: int, place
         qk = _norm_heads(w, config, qk, name)
     partial: dict[str, Any] = {} if config.rotary_dim == size else {"rotary_embedding_dim": config.rotary_dim}
     partial |= {"num_heads": heads + kv_heads} if partial else {}
-    turned = w.op("RotaryEmbedding", qk, "turn", "cos", "sin", contrib=True, **partial)
+    turned = w.op("RotaryEmbedding", qk, w.index("turn"), "cos", "sin", contrib=True, **partial)
     q, k = w.split(turned, queries, keys)
     outs = []
     for g, (own_k, own_v) in enumerate(zip(w.parts(k), w.parts(v), strict=True)):
         key, value = of_group(f"key.{layer}", g), of_group(f"value.{layer}", g)
-        own_k = w.op("ScatterND", key, of_group("slot", g), own_k, to=f"{key}.next")
-        own_v = w.op("ScatterND", value, of_group("slot", g), own_v, to=f"{value}.next")
-        own_q = w.op("GatherND", q, of_group("grid", g))
+        own_k = w.op("ScatterND", key, w.index("slot", g), own_k, to=f"{key}.next")
+        own_v = w.op("ScatterND", value, w.index("slot", g), own_v, to=f"{value}.next")
+        own_q = w.op("GatherND", q, w.index("grid", g))
         mask = of_group("mask", g)
         # The scale lies in the weights of q (onnx_scale): onnxruntime has a faster kernel for a lone row without it.
         counts: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": kv_heads}
         out = w.op("Attention", own_q, own_k, own_v, mask, scale=1.0, **counts)
-        outs.append(w.op("GatherND", out, of_group(places, g)))
+        outs.append(w.op("GatherND", out, w.index(places, g)))
     if places == "wanted_place":
         w.only_wanted()
     return w.linear(w.whole(outs), f"{name}.o_proj", queries, config.hidden_size)
@@ -291,12 +299,32 @@ def _head(w: GraphWriter, config: DenoiserConfig, x: str) -> None:
     w.op("FusedMatMul", x, table, to="logits", contrib=True, transB=1)
 
 
+def _enter(
+    w: GraphWriter, config: DenoiserConfig, embedded: str, normed: str, x: str, name: str
+) -> tuple[str, str]:
+    """Canvas rows, as embedded, join the clean ones, which layers have made normed and x of: both for all rows."""
+    assert w.gate
+    own = w.gate.pick(w, embedded)
+    kind = "gain" if w.gate.reach.acts(name) else "weight"
+    weight, eps = w.weight(f"{name}.{kind}", config.hidden_size), config.rms_norm_eps
+    own_normed = w.op("SimplifiedLayerNormalization", own, weight, axis=-1, epsilon=eps, stash_type=1)
+    normed = w.gate.put(w, w.op("ScatterND", embedded, CLEAN, normed), own_normed)
+    return normed, w.gate.put(w, w.op("ScatterND", embedded, CLEAN, x), own)
+
+
 def _network(w: GraphWriter, config: DenoiserConfig) -> None:
-    x = _embed(w, config)
+    embedded = x = _embed(w, config)
+    entry = config.canvas_entry if w.gate else None
+    if entry is not None:
+        w.early = True
+        x = w.op("GatherND", x, CLEAN)
     normed = _norm(w, x, "model.layers.0.input_layernorm", config, config.hidden_size)
     last = config.num_hidden_layers - 1
     for layer in range(last + 1):
         name = f"model.layers.{layer}"
+        if layer == entry:
+            w.early = False
+            normed, x = _enter(w, config, embedded, normed, x, f"{name}.input_layernorm")
         attended = _attention(w, config, normed, layer, "wanted_place" if layer == last else "place")
         if layer == last:
             x = w.op("Gather", x, "wanted", axis=1)

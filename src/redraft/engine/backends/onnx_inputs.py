@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from redraft.denoiser.config import DenoiserConfig
 
+EARLY = "early."  # before the name of an input: for layers before canvas rows enter
+
 
 def of_group(name: str, group: int) -> str:
     """The name of an input that each group of lanes has."""
@@ -22,6 +24,10 @@ def inputs(config: DenoiserConfig, groups: int, gated: bool) -> dict[str, tuple[
     }
     if groups > 1:
         out["sizes"] = whole, [groups]
+    entering = gated and config.canvas_entry is not None
+    if entering:
+        out |= {f"{EARLY}turn": (whole, [1, "E"]), "clean": (whole, [1, "E", 2])}
+        out |= {f"{EARLY}sizes": (whole, [groups])} if groups > 1 else {}
     if gated:
         out |= {"canvas": (whole, [1, "A", 2]), "wanted_canvas": (whole, [1, "W", 2])}
     if config.canvas_rows_marked or config.self_conditioning or gated:
@@ -39,6 +45,10 @@ def inputs(config: DenoiserConfig, groups: int, gated: bool) -> dict[str, tuple[
         }
         if config.num_hidden_layers == 1:
             del own["place"]
+        if entering:
+            early = "E" if groups == 1 else f"E{g}"
+            own |= {f"{EARLY}{name}": (whole, [1, early, 2]) for name in ("slot", "place")}
+            own[f"{EARLY}grid"] = whole, [b, t, 2]
         out |= {of_group(name, g): kind for name, kind in own.items()}
         out |= dict.fromkeys(cache_names(config, g), cache(config, groups, g))
     return out

@@ -11,7 +11,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext
-from redraft.engine.backends.onnx_inputs import cache_names, of_group
+from redraft.engine.backends.onnx_inputs import EARLY, cache_names, of_group
 from redraft.engine.backends.onnx_rows import (
     Frame,
     RotaryTable,
@@ -45,7 +45,7 @@ class Runner:
         self.session, self.binding = session, session.io_binding()
         self.config, self.rotary, self.least_rows = config, rotary, least_rows
         self.inputs = Inputs(self.binding, names)
-        self.gated = "canvas" in names
+        self.gated, self.entering = "canvas" in names, "clean" in names
         self._views: dict[int, Any] = {}
         self._frames: list[Frame] = []
         self._frames_key: Any = None
@@ -55,6 +55,7 @@ class Runner:
         self._counts: list[int] = []
         self._total = 0
         self._canvas = np.zeros(0, bool)  # of all rows, which are canvas rows
+        self._early: list[np.ndarray] = []  # of each group's rows, which run before canvas rows enter
         self._logits = NO_LOGITS
         self._prepared: tuple[Sequence[int], Sequence[Pass], Sequence[OnnxContext]] = ([], [], [])
 
@@ -127,7 +128,29 @@ class Runner:
         if self.gated:
             self._canvas = np.concatenate([made.role for made in self._frames]) == 1
             self.inputs.write("canvas", _in_list(self._canvas))
+        if self.entering:
+            self._write_early_frames()
         self._frames_key = key
+
+    def _write_early_frames(self) -> None:
+        """The same for layers before canvas rows enter: clean rows alone, or where there are none a stand-in, since
+        products need rows; what it writes nobody reads."""
+        runs = ~self._canvas
+        if not runs.any():
+            runs[0] = True
+        number = np.cumsum(runs) - 1
+        ends = np.cumsum([len(made.role) for made in self._frames])
+        self._early = [np.flatnonzero(own) for own in np.split(runs, ends[:-1])]
+        inputs, rows = self.inputs, np.flatnonzero(runs)
+        inputs.write("clean", _in_list(runs))
+        inputs.write(f"{EARLY}turn", inputs.array("turn", (1, self._total), np.int64)[:, rows])
+        if len(self._frames) > 1:
+            inputs.write(f"{EARLY}sizes", np.array([len(own) for own in self._early]))
+        for group, (made, own) in enumerate(zip(self._frames, self._early, strict=True)):
+            grid = made.grid.copy()
+            grid[..., 1] = np.where(runs[grid[..., 1]], number[grid[..., 1]], 0)
+            inputs.write(of_group(f"{EARLY}grid", group), grid)
+            inputs.write(of_group(f"{EARLY}place", group), made.place[:, own])
 
     def _write_places(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
         """Positions and masks: unchanged from one step to the next on the same canvas."""
@@ -147,6 +170,8 @@ class Runner:
             shape = (view.lanes, 1, made.grid.shape[1], view.rows)
             mask = inputs.array(of_group("mask", group), shape, np.float32)
             write_mask(self.config, own, mask)
+            if self.entering:
+                inputs.write(of_group(f"{EARLY}slot", group), slot[self._early[group]][None])
         where = positions[0] if len(positions) == 1 else np.concatenate(positions)
         self.rotary.write(where, inputs.array, max(view.rows for view in views))
         self._places_key = key

@@ -302,9 +302,10 @@ class TorchBackend:
         cos, sin = rotary_angles(to(positions), self.config)
         groups = _alike(parts)
         with canvas_rows(self.model, to(canvas) if canvas.any() else None, to(locked)):
-            x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
+            embedded = x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
             for index, layer in enumerate(network.layers):
                 assert isinstance(layer, Layer)
+                x = network.enter(index, x, embedded, to(canvas))
                 x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, groups)
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             hidden: Tensor = network.norm(x)[0]

@@ -219,9 +219,10 @@ class StaticTorchBackend:
         turns = self._cos[given["position"]][None], self._sin[given["position"]][None]
         mask = self._mask(bucket, given)
         with canvas_rows(self.model, canvas, locked, dense=True):
-            x = network.embed(given["token"][None], canvas, locked, plan.expected)
+            embedded = x = network.embed(given["token"][None], canvas, locked, plan.expected)
             for index, layer in enumerate(network.layers):
                 assert isinstance(layer, Layer)
+                x = network.enter(index, x, embedded, canvas)
                 q, k, v = layer.self_attn.project(layer.input_layernorm(x), *turns)
                 keys, values = self._written(index, bucket, given, k[0], v[0])
                 x = x + layer.self_attn.o_proj(_attended(bucket, given, q[0], keys, values, mask, attend))

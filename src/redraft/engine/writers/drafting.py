@@ -24,11 +24,12 @@ BESIDE = 0.4
 
 @dataclass(frozen=True)
 class Prices:
-    """token: what a token is worth; row: cost of one more row in an evaluation; canvas: what a canvas costs besides its
-    rows. In AR steps."""
+    """token: what a token is worth; row: cost of one more row that verifies; slot: of one more canvas row; canvas: what
+    a canvas costs besides its rows. In AR steps."""
 
     token: float
     row: float
+    slot: float
     canvas: float
 
     def worth(self, tokens: float, rows: float) -> float:
@@ -55,14 +56,14 @@ def starts(sure: Sequence[float], drafted: int, rows: int, luck: float, prices: 
         brings[start, start:] = worth[: most + 1 - start]
     brings[most, most] = prices.worth(held[0], fresh[0])
     chosen: set[int] = set()
-    have, cost = np.zeros(most + 1), prices.canvas + prices.row * rows
+    have, cost = np.zeros(most + 1), prices.canvas + prices.slot * rows
     while len(chosen) <= most:
         gains = np.maximum(brings - have, 0) @ exactly
         best = int(gains.argmax())
         if best in chosen or gains[best] < cost:
             break
         chosen.add(best)
-        have, cost = np.maximum(have, brings[best]), prices.row * rows
+        have, cost = np.maximum(have, brings[best]), prices.slot * rows
     return sorted(chosen)
 
 

@@ -92,7 +92,7 @@ class Verified(Writer):
         """Encodes the chosen token and the proposal, or nothing while a canvas still needs steps."""
         if self.canvas is not None:
             nothing = np.zeros(0, dtype=np.int64)
-            self._reckon(len(self.canvas.tokens) - 1, canvas=True)
+            self._reckon(0, len(self.canvas.tokens) - 1, canvas=True)
             return Pass(self.context, nothing, canvas=self.canvas.tokens, canvas_rows=wanted(self.canvas))
         pending = self.pending()
         room = self.limit - self.context.length - len(pending)
@@ -103,7 +103,7 @@ class Verified(Writer):
         canvases = list(self._drafts.values())
         ahead = self._ahead
         tokens = [c.tokens[: len(c.tokens) - ahead] for c in canvases]
-        self._reckon(len(encode) - 1 + sum(map(len, tokens)), canvas=bool(canvases))
+        self._reckon(len(encode) - 1, sum(map(len, tokens)), canvas=bool(canvases))
         if not canvases:
             return Pass(self.context, encode, "all")
         slots = len(canvases[0].tokens)
@@ -244,7 +244,7 @@ class Verified(Writer):
         rows = slots - self._ahead
         if layout == "auto" and not self.request.canvas_cost:
             # Without an adapter: what was fastest on redraft-tiny, and little to compute.
-            cost = self.request.row_cost * rows
+            cost = self._prices.slot * rows
             return [most] if math.prod(self._sure[:most]) >= cost / (1 + cost) else []
         if layout == "auto":
             chosen = starts(self._sure[:most], slots - 1, rows, self._kept / self._tried, self._prices)
@@ -253,15 +253,16 @@ class Verified(Writer):
             return [most]
         return list(range(most + 1)) if layout == "branches" else []
 
-    def _reckon(self, rows: int, canvas: bool) -> None:
-        """Adds up what a pass with so many rows besides its first costs, some of them of a canvas or none."""
-        self._spent += 1 + self.request.row_cost * rows + self.request.canvas_cost * canvas
+    def _reckon(self, rows: int, slots: int, canvas: bool) -> None:
+        """Adds up what a pass costs with so many clean rows and canvas rows besides its first."""
+        prices = self._prices
+        self._spent += 1 + prices.row * rows + prices.slot * slots + prices.canvas * canvas
 
     @property
     def _prices(self) -> Prices:
-        row, canvas = self.request.row_cost, self.request.canvas_cost
+        row, slot, canvas = self.request.row_cost, self.request.slot_cost, self.request.canvas_cost
         token = self._spent / (len(self.output.tokens) + BEFORE) if canvas else 1.0
-        return Prices(min(1.0, token), row, canvas)
+        return Prices(min(1.0, token), row, row if slot is None else slot, canvas)
 
     def _draft_event(self, canvas: Canvas) -> Step:
         """The canvas without its first slot, whose token AR has chosen already."""
