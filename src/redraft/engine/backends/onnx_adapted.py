@@ -69,15 +69,16 @@ class AdaptedOnnxBackend:
         """config: the adapted model's."""
         precision = precision or choose_precision(config)
         try:
-            own = adapter_weights(config, adapter, settings.reach, settings.scale, precision)
+            whole = adapter_weights(config, adapter, settings.reach, settings.scale, "fp32")
         except KeyError as error:
             raise RequestError(f"{source} lacks {error}: it doesn't fit its base") from None
         except ValueError as error:  # of shapes: another rank or width than the config's
             raise RequestError(f"{source} doesn't fit its base: {error}") from None
-        for weight in build_graph(config, precision, reach=settings.reach).weights:
-            if weight.name in own and own[weight.name].shape != weight.shape:
-                shapes = f"{list(own[weight.name].shape)} where {list(weight.shape)} is wanted"
+        for weight in build_graph(config, "fp32", reach=settings.reach).weights:
+            if weight.name in whole and whole[weight.name].shape != weight.shape:
+                shapes = f"{list(whole[weight.name].shape)} where {list(weight.shape)} is wanted"
                 raise RequestError(f"{source} doesn't fit its base: {weight.name} is {shapes}")
+        own = adapter_weights(config, adapter, settings.reach, settings.scale, precision)
         made = OnnxBackend(
             config,
             base,

@@ -22,7 +22,8 @@ from redraft.engine.agreement import smallest_exact_rows
 from redraft.engine.backend import Context, Pass, PassResult
 from redraft.engine.backends.onnx_cache import OnnxContext, gather
 from redraft.engine.backends.onnx_crews import Workers, crews_of
-from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, build_graph
+from redraft.engine.backends.onnx_gated import join
+from redraft.engine.backends.onnx_graph import PRECISIONS, Graph, Precision, Weight, build_graph
 from redraft.engine.backends.onnx_processor import integer_max, multiplies_blocks
 from redraft.engine.backends.onnx_rows import LEAST_GRID_ROWS, RotaryTable
 from redraft.engine.backends.onnx_runner import Runner
@@ -136,6 +137,7 @@ class OnnxBackend:
         wanted, largest = self._graph(1).weights, largest or integer_max()
         # onnxruntime reads this memory: it must stay
         self._weights = prepare(config, tensors, wanted, source, largest) | dict(adapter or {})
+        join(self._weights)
         self._rotary = RotaryTable(config)
         self._lock = threading.Lock()
         self._sessions = Sessions(self._graph, self._weights, spinning, stopping=reach is not None)
@@ -160,8 +162,13 @@ class OnnxBackend:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """What its graph reads, by name, an adapter's numbers among them."""
+        """What its graphs read, by name, an adapter's numbers among them."""
         return self._weights
+
+    @property
+    def reads(self) -> list[Weight]:
+        """What the graph for any rows reads, see `graph`."""
+        return self._graph(1, gated=self._reach is not None).weights
 
     def graph(self, places: Mapping[str, Mapping[str, str]]) -> Graph:
         """Its network for any rows, whose weights lie at these places (see build_graph)."""

@@ -68,6 +68,7 @@ class OnnxContext:
         self.home: Arena | None = None
         self.lane = 0
         self.crew: int | None = None  # which of several cores has its lane, see onnx_crews
+        self.viewed = 0  # rows of its lane that its last call alone could see
 
     @property
     def arena(self) -> Arena:
@@ -156,9 +157,12 @@ def gather(
         context, rows = contexts[0], needed[0]
         if context.arena.rows < rows:
             context.move_out(max(rows, min(context.arena.rows * 3 // 2, context.limit)))
-        view = CacheView(context.arena, context.lane, 1, min(round_up(rows, VIEW_BLOCK), context.arena.rows))
-        context.arena.prepare(view.rows)
-        return [view]
+        rows = round_up(rows, VIEW_BLOCK)
+        if rows < context.viewed <= rows + VIEW_BLOCK:
+            rows = context.viewed  # a shorter draft than the last needs no new bindings
+        context.viewed = rows = min(rows, context.arena.rows)
+        context.arena.prepare(rows)
+        return [CacheView(context.arena, context.lane, 1, rows)]
     homes = _homes(contexts)
     if len(homes) > groups or any(c.home is None for c in contexts):
         _seat(contexts, needed, homes[:groups])

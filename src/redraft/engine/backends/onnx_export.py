@@ -71,7 +71,7 @@ def export(
     except OSError as error:
         raise RequestError(f"{out} can't be made: {error.strerror}") from None
     graph_path, weights_path = out / f"denoiser-{precision}.onnx", out / f"denoiser-{precision}.safetensors"
-    data = save({name: np.ascontiguousarray(array) for name, array in made.weights.items()})
+    data = save({w.name: np.ascontiguousarray(made.weights[w.name]) for w in made.reads})
     graph = made.graph(_places(weights_path.name, data))
     write_atomically(weights_path, data)
     write_atomically(graph_path, graph.data)

@@ -8,13 +8,16 @@ picked out by index, and what the adapter makes of them is put back in their pla
 
 A clean row meets no number of the adapter, not even times 0. Layers that the graph joins (q, k and v; gate and up)
 share a product with all their A below one another and one with all their B on a diagonal: on a CPU a node costs more
-than reading the zeros beside them.
+than reading the zeros beside them. In blocks their A stand below the base's own weights, in one product for all rows,
+of which those of clean rows are left aside: their columns of it know nothing of these.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from redraft.engine.backends.onnx_graph import GraphWriter
 
 PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+JOINED = "and_lora_A"  # behind the name of a layer of the base: its weights with all A of the adapter below them
 MASK, NULL, LOCKED = "slots.mask", "slots.null", "slots.locked"
 
 
@@ -50,12 +54,19 @@ class Gate:
         self._picked[whole, self.rows] = own
         return whole
 
-    def linear(self, w: GraphWriter, x: str, y: str, name: str, inputs: int, outputs: int) -> str:
-        """y, the base's layer of x, with B A x added to its canvas rows."""
-        ranks = self.reach.rank * len(reached(self.reach, name))
-        if not ranks:
-            return y
-        low = self._product(w, self.pick(w, x), f"{name}.lora_A", inputs, ranks)
+    def ranks(self, name: str) -> int:
+        """Of all LoRA on the layers that the graph joins under this name."""
+        return self.reach.rank * len(reached(self.reach, name))
+
+    def linear(
+        self, w: GraphWriter, x: str, y: str, low: str | None, name: str, inputs: int, outputs: int
+    ) -> str:
+        """y, the base's layer of x, with B A x added to its canvas rows. low: A x of all rows, if it is there."""
+        ranks = self.ranks(name)
+        if low is None:
+            low = self._product(w, self.pick(w, x), f"{name}.lora_A", inputs, ranks)
+        else:
+            low = self.pick(w, low)
         more = self._product(w, low, f"{name}.lora_B", ranks, outputs)
         return w.op("ScatterND", y, self.rows, more, reduction="add")
 
@@ -88,6 +99,19 @@ class Gate:
         here = w.op("Equal", locked, w.constant([2]))
         own = w.op("Where", here, w.op("Add", own, w.weight(LOCKED, size)), own)
         return self.put(w, x, own)
+
+
+def join(weights: dict[str, np.ndarray]) -> None:
+    """Puts the A of an adapter in blocks below the base's blocks that read the same; these are a part of it then, so
+    that the base's own graph takes no more memory."""
+    for name in [n.removesuffix(".lora_A.blocks") for n in weights if n.endswith(".lora_A.blocks")]:
+        for kind in ("blocks", "steps"):
+            base = weights[f"{name}.{kind}"]
+            both = np.concatenate([base, weights.pop(f"{name}.lora_A.{kind}")])
+            weights[f"{name}.{JOINED}.{kind}"], weights[f"{name}.{kind}"] = both, both[: len(base)]
+        if f"{name}.bias" in weights:
+            base, outputs = weights[f"{name}.bias"], len(weights[f"{name}.{JOINED}.blocks"])
+            weights[f"{name}.{JOINED}.bias"] = np.pad(base, (0, outputs - len(base)))
 
 
 def parts_of(name: str) -> list[str]:

@@ -38,7 +38,7 @@ import numpy as np
 from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
-from redraft.engine.backends.onnx_gated import Gate
+from redraft.engine.backends.onnx_gated import JOINED, Gate
 from redraft.engine.backends.onnx_inputs import EARLY, cache, cache_names, inputs, of_group
 from redraft.engine.backends.onnx_scale import block_of
 
@@ -136,6 +136,10 @@ class GraphWriter:
     def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
         """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed."""
         block = block_of(inputs) if self.precision == "blocks" else None
+        ranks = self.gate.ranks(name) if self.gate and name != HEAD else 0
+        base, joined = (name, outputs), bool(block and ranks)
+        if joined:
+            name, outputs = f"{name}.{JOINED}", outputs + ranks
         if block:
             y = self.block_linear(x, name, inputs, outputs, block)
         elif self.precision != "fp32":
@@ -145,7 +149,10 @@ class GraphWriter:
                 "FusedMatMul", x, self.weight(f"{name}.weight", outputs, inputs), contrib=True, transB=1
             )
         y = self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
-        return self.gate.linear(self, x, y, name, inputs, outputs) if self.gate and name != HEAD else y
+        if not (self.gate and ranks):
+            return y
+        y, low = self.split(y, base[1], ranks) if joined else (y, None)
+        return self.gate.linear(self, x, y, low, base[0], inputs, base[1])
 
     def block_linear(self, x: str, name: str, inputs: int, outputs: int, block: int) -> str:
         """Both sides in 8 bits by blocks of a row, which the node itself does for x (accuracy_level 4)."""
