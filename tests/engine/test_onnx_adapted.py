@@ -230,6 +230,33 @@ def test_verified_gives_the_tokens_of_ar(
 
 
 @pytest.mark.parametrize("reach", [{}, LATE])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_lanes_in_groups_get_what_they_get_alone(reach: dict[str, Any], every: int) -> None:
+    """Many lanes of two lengths, which a graph parts into groups: all, some or a few of them with a canvas, some with
+    nothing to encode."""
+    backend = on_onnx(reach=reach)
+
+    def passes(numbers: range) -> list[Pass]:
+        made = []
+        for n in numbers:
+            context = backend.new_context(96)
+            backend.forward([Pass(context, np.array(prompt(60 if n % 5 == 0 else 6, seed=n)))])
+            encode = np.array(prompt(1 + n % 3, seed=n)) if n % 4 else NOTHING
+            drafted = canvas(6) if n % every == 0 or not len(encode) else None
+            made.append(Pass(context, encode, "all", canvas=drafted))
+        return made
+
+    together = backend.forward(passes(range(14)))
+    assert any(kind.groups > 1 for kind in backend._sessions._made)
+    for n, result in enumerate(together):
+        alone = backend.forward(passes(range(n, n + 1)))[0]
+        np.testing.assert_array_equal(alone.encode, result.encode)
+        assert (alone.canvas is None) == (result.canvas is None)
+        if alone.canvas is not None:
+            np.testing.assert_array_equal(alone.canvas, result.canvas)
+
+
+@pytest.mark.parametrize("reach", [{}, LATE])
 def test_requests_that_share_a_call_get_what_they_get_alone(reach: dict[str, Any]) -> None:
     backend = on_onnx(reach=reach)
 

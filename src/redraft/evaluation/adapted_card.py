@@ -58,7 +58,8 @@ def card(results: Results, runs: Sequence[Mapping[str, Any]], settings: AdapterC
     head = front_matter(about, base.repository)
     intro = (
         f"A diffusion language model made of {base.repository}: a gated adapter of {size / 2**20:.1f} MiB (rank "
-        f"{settings.rank}, canvases of {settings.canvas_length}) that acts on canvas rows alone{_heads(settings)}. The "
+        f"{settings.rank}, canvases of {settings.canvas_length}) that acts on canvas rows alone{_heads(settings)}. "
+        f"{_entry(settings)}The "
         "AR model inside is the base, bit for bit; decode `verified` writes its token ids with fewer evaluations, "
         "decode `diffusion` and `fill` write from the canvas by itself."
     )
@@ -164,6 +165,12 @@ def _diffusion(told: Results) -> str:
         "\n\nAR NLL: nats a token under the AR self at temperature 1, of equally many tokens of each mode, both at "
         "temperature 0; likelihood alone flatters text that repeats itself, so variety stands beside it."
     )
+
+
+def _entry(settings: AdapterConfig) -> str:
+    if settings.canvas_entry is None:
+        return ""
+    return f"Canvas rows begin behind the base's first {settings.canvas_entry} layers. "
 
 
 def _heads(settings: AdapterConfig) -> str:

@@ -86,7 +86,7 @@ class DraftHeads:
         assert self.markov_a is not None
         assert self.markov_b is not None
         own = self.embedding[previous].astype(np.float32)
-        normed = own / np.sqrt(np.mean(own * own) + np.float32(EPSILON))
+        normed = own / np.sqrt(own @ own / np.float32(len(own)) + np.float32(EPSILON))
         moved: Array = (self.markov_a @ normed) @ self.markov_b
         return moved
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from redraft.engine.backends.onnx_graph import GraphWriter
 
 PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
-JOINED = "and_lora_A"  # behind the name of a layer of the base: its weights with all A of the adapter below them
+JOINED = (
+    "and_lora_A"  # behind the name of a layer of the base: its weights with all A of the adapter below them
+)
 MASK, NULL, LOCKED = "slots.mask", "slots.null", "slots.locked"
 
 

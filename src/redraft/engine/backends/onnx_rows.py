@@ -100,6 +100,43 @@ def frame(
     return Frame(grid, place, columns, owner, role, first)
 
 
+Group = tuple[tuple[tuple[int, int, int], ...], int, int, int]  # what `frame` makes one of
+
+
+@dataclass(frozen=True)
+class EarlyFrame:
+    """The arrays of a call for layers before canvas rows enter, which clean rows pass alone; where there are none one
+    row stands in, since products need some, and what it writes nobody reads.
+
+    rows: int64 [E], which rows of the call these are. For each group: columns, which of its rows; grids and places as
+    in Frame, for the shorter list.
+    """
+
+    rows: np.ndarray
+    columns: tuple[np.ndarray, ...]
+    grids: tuple[np.ndarray, ...]
+    places: tuple[np.ndarray, ...]
+
+
+@lru_cache(maxsize=256)
+def early(groups: tuple[Group, ...]) -> EarlyFrame:
+    """For a call of these groups."""
+    frames = [frame(*group) for group in groups]
+    runs = np.concatenate([made.role for made in frames]) == 0
+    if not runs.any():
+        runs[0] = True
+    number = np.cumsum(runs) - 1
+    ends = np.cumsum([len(made.role) for made in frames])
+    columns = tuple(np.flatnonzero(own) for own in np.split(runs, ends[:-1]))
+    grids, places = [], []
+    for made, own in zip(frames, columns, strict=True):
+        grid = made.grid.copy()
+        grid[..., 1] = np.where(runs[grid[..., 1]], number[grid[..., 1]], 0)
+        grids.append(grid)
+        places.append(made.place[:, own])
+    return EarlyFrame(np.flatnonzero(runs), columns, tuple(grids), tuple(places))
+
+
 def write_mask(config: DenoiserConfig, shares: tuple[Share, ...], mask: np.ndarray) -> None:
     """Writes what is added to the scores into float32 mask [lanes, 1, columns, slots]. Spare columns and idle lanes see
     everything: nobody reads them, and a row that sees nothing would be slower."""

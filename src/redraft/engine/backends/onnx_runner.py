@@ -13,10 +13,13 @@ from redraft.engine.backend import Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext
 from redraft.engine.backends.onnx_inputs import EARLY, cache_names, of_group
 from redraft.engine.backends.onnx_rows import (
+    EarlyFrame,
     Frame,
+    Group,
     RotaryTable,
     Share,
     Wanted,
+    early,
     expectations,
     frame,
     wanted_rows,
@@ -28,6 +31,7 @@ from redraft.errors import RedraftError
 
 SOME_ROW = np.zeros(1, np.int64)
 NO_LOGITS = np.empty((1, 0, 0), np.float32)
+NO_ROWS_EARLY = EarlyFrame(SOME_ROW[:0], (), (), ())
 
 
 class Runner:
@@ -55,7 +59,7 @@ class Runner:
         self._counts: list[int] = []
         self._total = 0
         self._canvas = np.zeros(0, bool)  # of all rows, which are canvas rows
-        self._early: list[np.ndarray] = []  # of each group's rows, which run before canvas rows enter
+        self._early = NO_ROWS_EARLY
         self._logits = NO_LOGITS
         self._prepared: tuple[Sequence[int], Sequence[Pass], Sequence[OnnxContext]] = ([], [], [])
 
@@ -116,7 +120,8 @@ class Runner:
         self._frames_key = self._places_key = self._wanted_key = None
         sizes = [sum(s.rows for s in own) for own in shares]
         before = accumulate(sizes, initial=0)
-        self._frames = [frame(tuple(rows), n, next(before), self.least_rows) for n, *rows in key]
+        groups = tuple([(tuple(rows), n, next(before), self.least_rows) for n, *rows in key])
+        self._frames = [frame(*group) for group in groups]
         self._total = sum(sizes)
         alone = len(shares) == len(shares[0]) == 1
         self.inputs.write("turn", (self._frames[0].columns if alone else np.arange(self._total))[None])
@@ -127,30 +132,22 @@ class Runner:
             self.inputs.write(of_group("place", group), made.place)
         if self.gated:
             self._canvas = np.concatenate([made.role for made in self._frames]) == 1
-            self.inputs.write("canvas", _in_list(self._canvas))
+            self.inputs.write("canvas", _in_list(np.flatnonzero(self._canvas)))
         if self.entering:
-            self._write_early_frames()
+            self._write_early_frames(groups)
         self._frames_key = key
 
-    def _write_early_frames(self) -> None:
-        """The same for layers before canvas rows enter: clean rows alone, or where there are none a stand-in, since
-        products need rows; what it writes nobody reads."""
-        runs = ~self._canvas
-        if not runs.any():
-            runs[0] = True
-        number = np.cumsum(runs) - 1
-        ends = np.cumsum([len(made.role) for made in self._frames])
-        self._early = [np.flatnonzero(own) for own in np.split(runs, ends[:-1])]
-        inputs, rows = self.inputs, np.flatnonzero(runs)
-        inputs.write("clean", _in_list(runs))
+    def _write_early_frames(self, groups: tuple[Group, ...]) -> None:
+        """The same for layers before canvas rows enter."""
+        inputs, self._early = self.inputs, early(groups)
+        rows = self._early.rows
+        inputs.write("clean", _in_list(rows))
         inputs.write(f"{EARLY}turn", inputs.array("turn", (1, self._total), np.int64)[:, rows])
-        if len(self._frames) > 1:
-            inputs.write(f"{EARLY}sizes", np.array([len(own) for own in self._early]))
-        for group, (made, own) in enumerate(zip(self._frames, self._early, strict=True)):
-            grid = made.grid.copy()
-            grid[..., 1] = np.where(runs[grid[..., 1]], number[grid[..., 1]], 0)
+        if len(groups) > 1:
+            inputs.write(f"{EARLY}sizes", np.array([len(own) for own in self._early.columns]))
+        for group, (grid, place) in enumerate(zip(self._early.grids, self._early.places, strict=True)):
             inputs.write(of_group(f"{EARLY}grid", group), grid)
-            inputs.write(of_group(f"{EARLY}place", group), made.place[:, own])
+            inputs.write(of_group(f"{EARLY}place", group), place)
 
     def _write_places(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
         """Positions and masks: unchanged from one step to the next on the same canvas."""
@@ -171,7 +168,7 @@ class Runner:
             mask = inputs.array(of_group("mask", group), shape, np.float32)
             write_mask(self.config, own, mask)
             if self.entering:
-                inputs.write(of_group(f"{EARLY}slot", group), slot[self._early[group]][None])
+                inputs.write(of_group(f"{EARLY}slot", group), slot[self._early.columns[group]][None])
         where = positions[0] if len(positions) == 1 else np.concatenate(positions)
         self.rotary.write(where, inputs.array, max(view.rows for view in views))
         self._places_key = key
@@ -213,7 +210,7 @@ class Runner:
         wanted = parts[0] if len(parts) == 1 else np.concatenate(parts)
         self.inputs.write("wanted", wanted)
         if self.gated:
-            self.inputs.write("wanted_canvas", _in_list(self._canvas[wanted]))
+            self.inputs.write("wanted_canvas", _in_list(np.flatnonzero(self._canvas[wanted])))
         self._wanted_key = key
 
 
@@ -232,9 +229,8 @@ def _in_text(places: np.ndarray, shares: tuple[Share, ...], made: Frame) -> np.n
     return places
 
 
-def _in_list(chosen: np.ndarray) -> np.ndarray:
-    """bool [N] to int64 [1, how many, 2]: (0, row) of each row that is chosen."""
-    rows = np.flatnonzero(chosen)
+def _in_list(rows: np.ndarray) -> np.ndarray:
+    """int64 [A] to int64 [1, A, 2]: (0, row) of each row."""
     out = np.zeros((1, len(rows), 2), np.int64)
     out[0, :, 1] = rows
     return out
