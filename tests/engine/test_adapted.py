@@ -277,3 +277,9 @@ def test_what_does_not_belong_together_gets_one_line(folder: Path, harm: Any, li
 def test_a_model_that_denoises_already_is_no_base() -> None:
     with pytest.raises(RequestError, match="denoises already"):
         adapters.attach(network(), SETTINGS)
+
+
+@pytest.mark.parametrize("entry", [0, 2, -1])
+def test_a_canvas_enters_at_a_layer_behind_the_first(entry: int) -> None:
+    with pytest.raises(RequestError, match=f"canvas_entry {entry} is no layer behind the first of 2"):
+        adapted(reach={"canvas_entry": entry})

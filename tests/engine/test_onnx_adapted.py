@@ -273,3 +273,8 @@ def test_requests_that_share_a_call_get_what_they_get_alone(reach: dict[str, Any
             assert alone.canvas is None
         else:
             np.testing.assert_array_equal(alone.canvas, result.canvas)
+
+
+def test_entering_late_takes_an_adapter() -> None:
+    with pytest.raises(RequestError, match="the model has a canvas_entry: that takes an adapter"):
+        plain(canvas_entry=1)
