@@ -115,7 +115,9 @@ class Request:
             )
         for name in ("row_cost", "slot_cost", "canvas_cost"):
             cost = getattr(self, name)
-            if cost is not None and not (isinstance(cost, int | float) and 0 <= cost < math.inf):
+            if name == "slot_cost" and cost is None:
+                continue
+            if not (isinstance(cost, int | float) and 0 <= cost < math.inf):
                 raise RequestError(f"{name} must be a number of at least 0, not {cost!r}")
         if self.check_ratio is not None and not (
             isinstance(self.check_ratio, int | float) and 0 < self.check_ratio <= 1

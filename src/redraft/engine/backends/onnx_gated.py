@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from redraft.engine.backends.onnx_graph import GraphWriter
 
 PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
-JOINED = (
-    "and_lora_A"  # behind the name of a layer of the base: its weights with all A of the adapter below them
-)
+JOINED = "and_lora_A"  # behind a layer's name: its weights and below them all A of the adapter
 MASK, NULL, LOCKED = "slots.mask", "slots.null", "slots.locked"
 
 

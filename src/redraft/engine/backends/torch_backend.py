@@ -301,11 +301,12 @@ class TorchBackend:
         to = self._to_device
         cos, sin = rotary_angles(to(positions), self.config)
         groups = _alike(parts)
-        with canvas_rows(self.model, to(canvas) if canvas.any() else None, to(locked)):
-            embedded = x = network.embed(to(tokens), to(canvas), to(locked), self._expected(parts, total))
+        noisy, held = to(canvas), to(locked)
+        with canvas_rows(self.model, noisy if canvas.any() else None, held):
+            embedded = x = network.embed(to(tokens), noisy, held, self._expected(parts, total))
             for index, layer in enumerate(network.layers):
                 assert isinstance(layer, Layer)
-                x = network.enter(index, x, embedded, to(canvas))
+                x = network.enter(index, x, embedded, noisy)
                 x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, groups)
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             hidden: Tensor = network.norm(x)[0]
