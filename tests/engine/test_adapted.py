@@ -143,11 +143,14 @@ def test_an_untrained_adapter_changes_only_open_and_empty_slots() -> None:
 
 
 @pytest.mark.parametrize("reach", [{}, LATE])
-def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass(reach: dict[str, Any]) -> None:
-    """What training does (clean rows first, then canvases alone) against what the engine does."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass(reach: dict[str, Any], alone: bool) -> None:
+    """What training does (clean rows first, then canvases alone) against what the engine does. alone: no slot holds a
+    token, so that layers may be left out."""
     model = adapted(shift=False, reach=reach)
     backend = TorchBackend(model)
     text, slots = np.array(prompt(10)), canvas()
+    slots[2] = MASK if alone else slots[2]
     due = backend.forward([Pass(backend.new_context(32), text, canvas=slots)])[0].canvas
     empty = backend.new_context(32)
     both = torch.from_numpy(visibility(model.config, Pass(empty, text, canvas=slots), 18))[None, None]
@@ -162,7 +165,7 @@ def test_all_canvas_rows_over_a_cache_are_as_in_a_mixed_pass(reach: dict[str, An
                 10 + torch.arange(8)[None],
                 Visibility(Visibility.additive(over)),
                 past=past,
-                alone=True,
+                alone=alone,
             )
     np.testing.assert_allclose(model.logits(hidden)[0].detach().numpy(), due, atol=2e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from redraft.engine.backends.onnx_graph import PRECISIONS, Precision
 from redraft.engine.backends.torch_backend import TorchBackend
 from redraft.errors import RequestError
 from redraft.sampling import SamplerSettings
-from tests.engine.models import EOS, NOTHING, prompt, run
+from tests.engine.models import EOS, MASK, NOTHING, NULL, prompt, run
 from tests.engine.test_adapted import FAMILIES, LATE, REACHES, SETTINGS, adapted, base, canvas
 
 Q = "model.layers.0.self_attn.qkv.lora_B"
@@ -75,9 +76,13 @@ def test_an_adapter_may_leave_layers_projections_and_norms_out(
 def same(ours: OnnxBackend, theirs: TorchBackend) -> None:
     contexts = ours.new_context(64), theirs.new_context(64)
     text, locked = np.array(prompt(15)), np.arange(8) == 2
-    for part in (text, NOTHING, text[:3]):  # with the first rows, over a cache, and both
+    open_ = np.array([MASK, NULL, MASK, MASK, NULL, MASK])
+    # with the first rows, over a cache, and both; canvases that hold a token, and those that don't
+    for part, slots in itertools.product((text, NOTHING, text[:3]), (canvas(), open_)):
         got, due = (
-            backend.forward([Pass(context, part, "all", canvas=canvas(), locked=locked)])[0]
+            backend.forward(
+                [Pass(context, part, "all", canvas=slots, locked=locked[: len(slots)] & (slots == 7))]
+            )[0]
             for backend, context in zip((ours, theirs), contexts, strict=True)
         )
         assert got.canvas is not None
@@ -231,9 +236,10 @@ def test_verified_gives_the_tokens_of_ar(
 
 @pytest.mark.parametrize("reach", [{}, LATE])
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_lanes_in_groups_get_what_they_get_alone(reach: dict[str, Any], every: int) -> None:
+@pytest.mark.parametrize("holding", [0, 4, 1])
+def test_lanes_in_groups_get_what_they_get_alone(reach: dict[str, Any], every: int, holding: int) -> None:
     """Many lanes of two lengths, which a graph parts into groups: all, some or a few of them with a canvas, some with
-    nothing to encode."""
+    nothing to encode. holding: every which canvas holds a token, 0 for none."""
     backend = on_onnx(reach=reach)
 
     def passes(numbers: range) -> list[Pass]:
@@ -242,7 +248,9 @@ def test_lanes_in_groups_get_what_they_get_alone(reach: dict[str, Any], every: i
             context = backend.new_context(96)
             backend.forward([Pass(context, np.array(prompt(60 if n % 5 == 0 else 6, seed=n)))])
             encode = np.array(prompt(1 + n % 3, seed=n)) if n % 4 else NOTHING
-            drafted = canvas(6) if n % every == 0 or not len(encode) else None
+            drafted = canvas(6) if holding and n % holding == 0 else np.full(6, MASK)
+            if n % every and len(encode):
+                drafted = None
             made.append(Pass(context, encode, "all", canvas=drafted))
         return made
 

@@ -108,14 +108,16 @@ def test_canvas_rows_may_enter_late(data: Path, tmp_path: Path, trained: Path) -
             open_ = (batch.shown == mask) & ~batch.locked & (batch.document >= 0)[..., None]
             total += seen[-1].view(*open_.shape, -1)[torch.from_numpy(open_)].sum(0)
             canvases += int(open_.sum())
-    torch.testing.assert_close(ours.slots.mask.data, total / canvases, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(ours.slots.mask, theirs.slots.mask)
+    torch.testing.assert_close(ours.slots.late_mask.data, total / canvases, atol=1e-4, rtol=1e-4)
+    assert torch.equal(ours.slots.mask, theirs.slots.mask)
     before = drafted(late)
     folder = late.train()
     assert np.abs(drafted(late) - before).max() > 1e-3
     assert AdapterConfig.read(folder).canvas_entry == 1
     again = begun(data, tmp_path / "again", start=str(tmp_path / "late"), canvas_entry=1)
-    torch.testing.assert_close(adapters.adapter_of(again.model).slots.mask, load(folder)["slots.mask"])
+    torch.testing.assert_close(
+        adapters.adapter_of(again.model).slots.late_mask, load(folder)["slots.late_mask"]
+    )
     model = redraft.load(str(tmp_path / "late"), backend="onnx")
     written = [
         model.generate("ab", max_tokens=8, decode=d, temperature=0.0).token_ids for d in ("ar", "verified")

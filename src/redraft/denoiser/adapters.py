@@ -64,24 +64,29 @@ class Gain(nn.Module):
 
 
 class Slots(nn.Module):
-    """Embeddings of what only a canvas holds. mask, null: in place of the base's row for that token; locked: added."""
+    """Embeddings of what only a canvas holds. mask, null: in place of the base's row for that token; locked: added.
+    late: what open and empty slots hold where they enter, if that is behind the first layer."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, late: bool) -> None:
         super().__init__()
         self.mask = nn.Parameter(torch.zeros(size))
         self.null = nn.Parameter(torch.zeros(size))
         self.locked = nn.Parameter(torch.zeros(size))
+        if late:
+            self.late_mask = nn.Parameter(torch.zeros(size))
+            self.late_null = nn.Parameter(torch.zeros(size))
 
 
 @dataclasses.dataclass
 class Gate:
     """Which rows of the pass under way are canvas rows: None for none, True for all, or bool [B, T]; locked: bool
     [B, T], or None for none. dense: all rows are computed and the named ones taken, for shapes that don't depend on
-    what the rows are (a recorded graph's)."""
+    what the rows are (a recorded graph's). late: rows of the pass that enter late, bool [B, T], and what they hold."""
 
     rows: Tensor | bool | None = None
     locked: Tensor | None = None
     dense: bool = False
+    late: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
 
 
 class Adapter(nn.Module):
@@ -91,7 +96,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.settings, self.gate = settings, Gate()
         size = model.config.hidden_size
-        self.slots = Slots(size)
+        self.slots = Slots(size, settings.canvas_entry is not None)
         self.heads = Heads(size, *settings.heads)
         self.parts = nn.ModuleDict()
         for name, module in _adapted(model, settings.reach):
@@ -112,7 +117,9 @@ class Adapter(nn.Module):
                 if isinstance(part, LoRA):
                     shape = part.lora_A.shape
                     part.lora_A.copy_(torch.randn(shape, generator=generator) * shape[1] ** -0.5)
-            for vector in (self.slots.mask, self.slots.null):
+            for name, vector in self.slots.named_parameters():
+                if name == "locked":
+                    continue
                 vector.copy_(mean + spread * torch.randn(mean.shape, generator=generator))
         self.heads.reset_parameters(generator)
 
@@ -127,6 +134,15 @@ class Adapter(nn.Module):
             yield
         finally:
             self.gate.rows, self.gate.locked, self.gate.dense = before
+            self.gate.late = []
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        """Rows x before a layer: where open and empty slots enter, they hold what they begin with. Of what layers made
+        of them before, tokens on the canvas alone have seen something."""
+        if layer == self.settings.canvas_entry:
+            for here, vector in self.gate.late:
+                x = torch.where(here[..., None], vector.to(x.dtype), x)
+        return x
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters by the names that a PEFT file gives them."""
@@ -162,6 +178,8 @@ def attach(model: Denoiser, settings: AdapterConfig) -> Denoiser:
         module.register_forward_hook(_hook(adapter.gate, adapter.parts[name.replace(".", "/")]))
     model.model.embed_tokens.register_forward_hook(_embedding_hook(adapter, model.config))
     model.adapter = adapter
+    if settings.canvas_entry is not None:
+        model.model.enter = adapter.enter
     return model
 
 
@@ -196,10 +214,13 @@ def _embedding_hook(
         if gate.rows is None:
             return None
         tokens = given[0]
-        for token, vector in ((config.mask_token_id, slots.mask), (config.null_token_id, slots.null)):
+        gate.late = []
+        for token, name in ((config.mask_token_id, "mask"), (config.null_token_id, "null")):
             if token is not None:
                 here = tokens == token if gate.rows is True else (tokens == token) & gate.rows
-                out = torch.where(here[..., None], vector.to(out.dtype), out)
+                out = torch.where(here[..., None], slots.get_parameter(name).to(out.dtype), out)
+                if config.canvas_entry is not None:
+                    gate.late.append((here, slots.get_parameter(f"late_{name}")))
         if gate.locked is not None:
             locked = gate.locked if gate.rows is True else gate.locked & gate.rows
             out = torch.where(locked[..., None], out + slots.locked.to(out.dtype), out)
@@ -277,6 +298,8 @@ def grow(adapter: Adapter, path: Path, settings: AdapterConfig, heads: bool) -> 
             if inside.startswith("model.") and not settings.reach.acts(inside):
                 continue
             if name.startswith(HEADS) and not heads:
+                continue
+            if name.startswith(f"{PREFIX}slots.late_") and settings.canvas_entry is None:
                 continue
             axis = {"A.weight": 0, "B.weight": 1}.get(kind)
             due = [smaller[size] if at == axis else size for at, size in enumerate(p.shape)]

@@ -273,6 +273,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.enter: Callable[[int, Tensor], Tensor] = lambda _, x: x  # an adapter's, see Adapter.enter
         if config.canvas_rows_marked:
             self.canvas_embedding = nn.Parameter(torch.zeros(config.hidden_size))
             self.locked_embedding = nn.Parameter(torch.zeros(config.hidden_size))
@@ -297,13 +298,6 @@ class Decoder(nn.Module):
             if locked is not None:
                 x = x + (locked & canvas)[..., None].to(x.dtype) * self.locked_embedding
         return x
-
-    def enter(self, layer: int, x: Tensor, embedded: Tensor, canvas: Tensor | None) -> Tensor:
-        """Rows x before a layer: at the canvas's entry its rows are what they were embedded as. No clean row has looked
-        at them before, so that nothing of what layers made of them is left."""
-        if canvas is None or layer != self.config.canvas_entry:
-            return x
-        return torch.where(canvas[..., None], embedded, x)
 
 
 class Denoiser(nn.Module):
@@ -343,17 +337,17 @@ class Denoiser(nn.Module):
 
         tokens, positions: int64 [B, T]. canvas, locked: bool [B, T]; None means all rows are clean.
         expected: the last step's probabilities [B, T, V], for self-conditioning. past: per layer (k, v), each
-        [B, S, kv_heads, head_dim], rotated already. alone: all rows are canvas rows, so that layers before their entry
-        are left out.
+        [B, S, kv_heads, head_dim], rotated already. alone: all rows are open or empty slots of a canvas, so that
+        layers before their entry are left out.
         """
         cos, sin = rotary_angles(positions, self.config)
-        embedded = x = self.model.embed(tokens, canvas, locked, expected)
+        x = self.model.embed(tokens, canvas, locked, expected)
         present: list[tuple[Tensor, Tensor]] = []
         entry = self.config.canvas_entry
         for i, layer in enumerate(self.model.layers):
             if alone and entry is not None and i < entry:
                 continue
-            x = self.model.enter(i, x, embedded, canvas)
+            x = self.model.enter(i, x)
             x, kv = layer(x, cos, sin, visible, None if past is None else past[i])
             present.append(kv)
         return self.model.norm(x), present

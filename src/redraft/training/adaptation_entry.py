@@ -1,4 +1,4 @@
-"""How canvas rows that enter the network late begin: as the layers that they no longer pass left them, on average.
+"""How slots that enter the network late begin: as the layers that they no longer pass left them, on average.
 
 The slots of a canvas are mostly open, and what a trained adapter makes of an open slot in the first layers hardly
 depends on the text (on SmolLM2-135M, before layer 12: a mean of length 113, deviations of 28). Beginning with that mean
@@ -20,19 +20,19 @@ from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.start import training_rows
 
 ROWS = 8  # of text, each with all its canvases
-KINDS = 0, 3  # drafts, and gaps between locked text: which hold open, empty and locked slots
+KINDS = 0, 3  # drafts, and gaps between locked text: which hold open and empty slots
 
 
 @torch.no_grad()
 def begin_late(adapter: Adapter, start: Denoiser, entry: int, recipe: AdaptRecipe) -> None:
-    """Sets the adapter's slot vectors to the means, over canvases of the recipe's data, of what comes before layer
-    `entry` of `start` in open, empty and locked slots. One that the data doesn't show stays as it is."""
+    """Sets what slots enter with to the means, over canvases of the recipe's data, of what comes before layer `entry`
+    of `start` in open and empty slots. One that the data doesn't show stays as it is."""
     config = start.config
     assert config.mask_token_id is not None
     assert config.null_token_id is not None
     tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
     data, objective = training_rows(recipe), AdaptationObjective(start, recipe.losses)
-    found: dict[str, list[Tensor]] = {"mask": [], "null": [], "locked": []}
+    found: dict[str, list[Tensor]] = {"late_mask": [], "late_null": []}
     for kind in KINDS:
         for row in range(ROWS):
             batch = build(
@@ -71,11 +71,9 @@ def _before(objective: AdaptationObjective, entry: int, batch: AdaptBatch) -> Te
 
 def _slots(batch: AdaptBatch, tokens: Tokens) -> dict[str, np.ndarray]:
     """bool [B * N * C] of the slots of each kind."""
-    used = np.broadcast_to(batch.document[..., None] >= 0, batch.shown.shape)
-    open_ = used & ~batch.locked
+    used = (batch.document[..., None] >= 0) & ~batch.locked
     kinds = {
-        "mask": open_ & (batch.shown == tokens.mask),
-        "null": open_ & (batch.shown == tokens.null),
-        "locked": used & batch.locked,
+        "late_mask": used & (batch.shown == tokens.mask),
+        "late_null": used & (batch.shown == tokens.null),
     }
     return {name: slots.reshape(-1) for name, slots in kinds.items()}

@@ -136,9 +136,11 @@ class AdaptationObjective(nn.Module):
             clean, past = model(to(batch.clean), to(batch.positions), text)
         shown, locked = to(batch.shown.reshape(rows, -1)), to(batch.locked.reshape(rows, -1))
         places = to(batch.slot_positions.reshape(rows, -1))
+        config = model.config
+        alone = bool(((batch.shown == config.mask_token_id) | (batch.shown == config.null_token_id)).all())
         learns = torch.is_grad_enabled() and not self.frozen
         with torch.set_grad_enabled(learns), canvas_rows(model, True, locked):
-            drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past, alone=True)
+            drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past, alone=alone)
         return clean, drafted.unflatten(1, (canvases, slots))
 
     def _text(self, batch: AdaptBatch) -> Visibility:

@@ -14,7 +14,7 @@ from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, AdapterConf
 from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.denoiser.shards import Tensors, entries, read_tensors
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
-from redraft.engine.backends.onnx_gated import LOCKED, MASK, NULL, PARTS, parts_of, reached
+from redraft.engine.backends.onnx_gated import LATE, LOCKED, MASK, NULL, PARTS, parts_of, reached
 from redraft.engine.backends.onnx_graph import Precision, build_graph
 from redraft.engine.backends.onnx_scale import block_of, head_norms, query_scale
 from redraft.engine.backends.onnx_weights import in_blocks
@@ -106,7 +106,7 @@ def adapter_weights(
     """Every weight that a gated graph has beside its base's, by name. adapter: named as in its file, without PEFT's
     prefix. scale: of B A x. Raises KeyError for a tensor that is missing, ValueError for shapes that don't fit one
     another."""
-    out = {name: adapter[name] for name in (MASK, NULL, LOCKED)}
+    out = {name: adapter[name] for name in (MASK, NULL, LOCKED, *(LATE if config.canvas_entry else ()))}
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
     norms = [
         f"{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")

@@ -21,6 +21,7 @@ import numpy as np
 
 from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
+from redraft.engine.backends.onnx_inputs import LATE_ROWS
 from redraft.engine.backends.onnx_scale import block_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 JOINED = "and_lora_A"  # behind a layer's name: its weights and below them all A of the adapter
 MASK, NULL, LOCKED = "slots.mask", "slots.null", "slots.locked"
+LATE = "slots.late_mask", "slots.late_null"  # what open and empty slots hold where they enter
 
 
 @dataclass
@@ -99,6 +101,14 @@ class Gate:
         here = w.op("Equal", locked, w.constant([2]))
         own = w.op("Where", here, w.op("Add", own, w.weight(LOCKED, size)), own)
         return self.put(w, x, own)
+
+    def late(self, w: GraphWriter, config: DenoiserConfig) -> str:
+        """What open and empty slots begin with where they enter: [1, L, hidden]."""
+        mask, null = (w.weight(name, config.hidden_size) for name in LATE)
+        tokens = w.op("Unsqueeze", w.op("GatherND", "tokens", LATE_ROWS), w.constant([-1]))
+        assert config.null_token_id is not None
+        here = w.op("Equal", tokens, w.constant([config.null_token_id]))
+        return w.op("Where", here, null, mask)
 
 
 def join(weights: dict[str, np.ndarray]) -> None:

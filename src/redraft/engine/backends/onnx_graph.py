@@ -18,9 +18,11 @@ attention looks at them request by request, on a grid of B lanes by T rows:
 ScatterND copies nothing when its output is bound to its input's memory, so caches are extended in place.
 Rows nobody wants leave before the last layer's feed-forward half.
 
-Canvas rows of an adapted base may begin at a later layer (`canvas_entry`). Layers before it run on the clean rows
-alone, and "early.turn", "early.slot", "early.grid", "early.place" (and "early.sizes") are for their shorter list what
-those without "early." are for the whole one; clean int64 [1, E, 2]: (0, row in the whole list) of each of its rows.
+Open and empty slots of an adapted base may begin at a later layer (`canvas_entry`). Layers before it run without them:
+"early.turn", "early.slot", "early.grid", "early.place" (and "early.sizes") are for this shorter list what those without
+"early." are for the whole one. early.rows int64 [1, E, 2]: (0, row in the whole list) of each of its rows; late.rows
+int64 [1, L, 2]: of each of the others. Where a canvas holds tokens, which may look at its open slots in these layers
+too, all rows run, and the late ones are replaced.
 
 Lanes of one grid are all read as far as the longest. A graph of several groups has a grid, a mask and caches for each
 group, so that short lanes are parted from long ones; the list of rows goes through the groups in their order. Inputs of
@@ -39,12 +41,20 @@ from redraft.denoiser.adapter_config import Reach
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backends import onnx_proto as proto
 from redraft.engine.backends.onnx_gated import JOINED, Gate
-from redraft.engine.backends.onnx_inputs import EARLY, cache, cache_names, inputs, of_group
+from redraft.engine.backends.onnx_inputs import (
+    EARLY,
+    EARLY_ROWS,
+    LATE_ROWS,
+    cache,
+    cache_names,
+    inputs,
+    of_group,
+)
 from redraft.engine.backends.onnx_scale import block_of
 
 Precision = Literal["fp32", "blocks", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "blocks", "int8")
-HEAD, CLEAN = "lm_head", "clean"
+HEAD = "lm_head"
 OPSET = 23  # the first with Attention (grouped queries, additive mask)
 IR_VERSION = 10
 ZERO = 128  # what 0.0 becomes in a quantized row
@@ -309,14 +319,16 @@ def _head(w: GraphWriter, config: DenoiserConfig, x: str) -> None:
 def _enter(
     w: GraphWriter, config: DenoiserConfig, embedded: str, normed: str, x: str, name: str
 ) -> tuple[str, str]:
-    """Canvas rows, as embedded, join the clean ones, which layers have made normed and x of: both for all rows."""
+    """Open and empty slots join the rows that layers have made normed and x of: both for all rows."""
     assert w.gate
-    own = w.gate.pick(w, embedded)
-    kind = "gain" if w.gate.reach.acts(name) else "weight"
-    weight, eps = w.weight(f"{name}.{kind}", config.hidden_size), config.rms_norm_eps
+    own = w.gate.late(w, config)
+    weight, eps = w.weight(f"{name}.weight", config.hidden_size), config.rms_norm_eps
     own_normed = w.op("SimplifiedLayerNormalization", own, weight, axis=-1, epsilon=eps, stash_type=1)
-    normed = w.gate.put(w, w.op("ScatterND", embedded, CLEAN, normed), own_normed)
-    return normed, w.gate.put(w, w.op("ScatterND", embedded, CLEAN, x), own)
+    both = []
+    for early, late in ((normed, own_normed), (x, own)):
+        whole = w.op("ScatterND", embedded, EARLY_ROWS, early)
+        both.append(w.op("ScatterND", whole, LATE_ROWS, late))
+    return w.gate.norm(w, both[1], both[0], name, config, config.hidden_size), both[1]
 
 
 def _network(w: GraphWriter, config: DenoiserConfig) -> None:
@@ -324,7 +336,7 @@ def _network(w: GraphWriter, config: DenoiserConfig) -> None:
     entry = config.canvas_entry if w.gate else None
     if entry is not None:
         w.early = True
-        x = w.op("GatherND", x, CLEAN)
+        x = w.op("GatherND", x, EARLY_ROWS)
     normed = _norm(w, x, "model.layers.0.input_layernorm", config, config.hidden_size)
     last = config.num_hidden_layers - 1
     for layer in range(last + 1):

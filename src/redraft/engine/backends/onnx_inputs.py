@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from redraft.denoiser.config import DenoiserConfig
 
-EARLY = "early."  # before the name of an input: for layers before canvas rows enter
+EARLY = "early."  # before the name of an input: for layers before open slots enter
+EARLY_ROWS, LATE_ROWS = "early.rows", "late.rows"
 
 
 def of_group(name: str, group: int) -> str:
@@ -26,7 +27,8 @@ def inputs(config: DenoiserConfig, groups: int, gated: bool) -> dict[str, tuple[
         out["sizes"] = whole, [groups]
     entering = gated and config.canvas_entry is not None
     if entering:
-        out |= {f"{EARLY}turn": (whole, [1, "E"]), "clean": (whole, [1, "E", 2])}
+        out |= {f"{EARLY}turn": (whole, [1, "E"]), EARLY_ROWS: (whole, [1, "E", 2])}
+        out[LATE_ROWS] = whole, [1, "L", 2]
         out |= {f"{EARLY}sizes": (whole, [groups])} if groups > 1 else {}
     if gated:
         out |= {"canvas": (whole, [1, "A", 2]), "wanted_canvas": (whole, [1, "W", 2])}

@@ -105,8 +105,8 @@ Group = tuple[tuple[tuple[int, int, int], ...], int, int, int]  # what `frame` m
 
 @dataclass(frozen=True)
 class EarlyFrame:
-    """The arrays of a call for layers before canvas rows enter, which clean rows pass alone; where there are none one
-    row stands in, since products need some, and what it writes nobody reads.
+    """The arrays of a call for layers before open slots enter, which the other rows pass alone; where there are none
+    one row stands in, since products need some, and what it writes nobody reads.
 
     rows: int64 [E], which rows of the call these are. For each group: columns, which of its rows; grids and places as
     in Frame, for the shorter list.
@@ -119,10 +119,10 @@ class EarlyFrame:
 
 
 @lru_cache(maxsize=256)
-def early(groups: tuple[Group, ...]) -> EarlyFrame:
-    """For a call of these groups."""
+def early(groups: tuple[Group, ...], everything: bool) -> EarlyFrame:
+    """For a call of these groups: of its clean rows, or of all."""
     frames = [frame(*group) for group in groups]
-    runs = np.concatenate([made.role for made in frames]) == 0
+    runs = (np.concatenate([made.role for made in frames]) == 0) | everything
     if not runs.any():
         runs[0] = True
     number = np.cumsum(runs) - 1

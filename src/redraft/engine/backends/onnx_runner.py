@@ -11,7 +11,7 @@ import numpy as np
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.backends.onnx_cache import CacheView, OnnxContext
-from redraft.engine.backends.onnx_inputs import EARLY, cache_names, of_group
+from redraft.engine.backends.onnx_inputs import EARLY, EARLY_ROWS, LATE_ROWS, cache_names, of_group
 from redraft.engine.backends.onnx_rows import (
     EarlyFrame,
     Frame,
@@ -49,7 +49,7 @@ class Runner:
         self.session, self.binding = session, session.io_binding()
         self.config, self.rotary, self.least_rows = config, rotary, least_rows
         self.inputs = Inputs(self.binding, names)
-        self.gated, self.entering = "canvas" in names, "clean" in names
+        self.gated, self.entering = "canvas" in names, EARLY_ROWS in names
         self._views: dict[int, Any] = {}
         self._frames: list[Frame] = []
         self._frames_key: Any = None
@@ -59,7 +59,9 @@ class Runner:
         self._counts: list[int] = []
         self._total = 0
         self._canvas = np.zeros(0, bool)  # of all rows, which are canvas rows
+        self._groups: tuple[Group, ...] = ()
         self._early = NO_ROWS_EARLY
+        self._early_key: Any = None
         self._logits = NO_LOGITS
         self._prepared: tuple[Sequence[int], Sequence[Pass], Sequence[OnnxContext]] = ([], [], [])
 
@@ -71,6 +73,8 @@ class Runner:
         ordered = passes if len(passes) == 1 else [passes[i] for i in order]
         self._bind(views)
         self._write_frames(shares, views)
+        if self.entering:
+            self._write_early_frames(passes)
         self._write_places(shares, views)
         self._write_rows(ordered)
         self._write_wanted(ordered)
@@ -133,21 +137,33 @@ class Runner:
         if self.gated:
             self._canvas = np.concatenate([made.role for made in self._frames]) == 1
             self.inputs.write("canvas", _in_list(np.flatnonzero(self._canvas)))
-        if self.entering:
-            self._write_early_frames(groups)
-        self._frames_key = key
+        self._groups, self._frames_key = groups, key
 
-    def _write_early_frames(self, groups: tuple[Group, ...]) -> None:
-        """The same for layers before canvas rows enter."""
-        inputs, self._early = self.inputs, early(groups)
+    def _write_early_frames(self, passes: Sequence[Pass]) -> None:
+        """The same for layers before open slots enter: without canvas rows, unless one of these holds a token."""
+        everything = any(self._holds_tokens(p.canvas) for p in passes)
+        key = self._frames_key, everything
+        if self._early_key == key:
+            return
+        self._early_key = self._places_key = None
+        inputs, self._early = self.inputs, early(self._groups, everything)
         rows = self._early.rows
-        inputs.write("clean", _in_list(rows))
+        inputs.write(EARLY_ROWS, _in_list(rows))
         inputs.write(f"{EARLY}turn", inputs.array("turn", (1, self._total), np.int64)[:, rows])
-        if len(groups) > 1:
+        if len(self._groups) > 1:
             inputs.write(f"{EARLY}sizes", np.array([len(own) for own in self._early.columns]))
         for group, (grid, place) in enumerate(zip(self._early.grids, self._early.places, strict=True)):
             inputs.write(of_group(f"{EARLY}grid", group), grid)
             inputs.write(of_group(f"{EARLY}place", group), place)
+        self._early_key = key
+
+    def _holds_tokens(self, canvas: np.ndarray | None) -> bool:
+        return canvas is not None and not self._enter_late(canvas).all()
+
+    def _enter_late(self, tokens: np.ndarray) -> np.ndarray:
+        """Which of these slots are open or empty: bool."""
+        late: np.ndarray = (tokens == self.config.mask_token_id) | (tokens == self.config.null_token_id)
+        return late
 
     def _write_places(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
         """Positions and masks: unchanged from one step to the next on the same canvas."""
@@ -178,6 +194,8 @@ class Runner:
         inputs, shape = self.inputs, (1, self._total)
         tokens, role = inputs.array("tokens", shape, np.int64), inputs.array("role", shape, np.int64)
         write_tokens(passes, self._frames, tokens[0], role[0])
+        if self.entering:
+            self.inputs.write(LATE_ROWS, _in_list(np.flatnonzero(self._canvas & self._enter_late(tokens[0]))))
         if self.config.self_conditioning:
             expected, row_of = expectations(passes, self.config.vocab_size)
             inputs.write("expected", expected)

@@ -303,10 +303,10 @@ class TorchBackend:
         groups = _alike(parts)
         noisy, held = to(canvas), to(locked)
         with canvas_rows(self.model, noisy if canvas.any() else None, held):
-            embedded = x = network.embed(to(tokens), noisy, held, self._expected(parts, total))
+            x = network.embed(to(tokens), noisy, held, self._expected(parts, total))
             for index, layer in enumerate(network.layers):
                 assert isinstance(layer, Layer)
-                x = network.enter(index, x, embedded, noisy)
+                x = network.enter(index, x)
                 x = x + self._attention(index, layer, layer.input_layernorm(x), cos, sin, groups)
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             hidden: Tensor = network.norm(x)[0]

@@ -219,10 +219,10 @@ class StaticTorchBackend:
         turns = self._cos[given["position"]][None], self._sin[given["position"]][None]
         mask = self._mask(bucket, given)
         with canvas_rows(self.model, canvas, locked, dense=True):
-            embedded = x = network.embed(given["token"][None], canvas, locked, plan.expected)
+            x = network.embed(given["token"][None], canvas, locked, plan.expected)
             for index, layer in enumerate(network.layers):
                 assert isinstance(layer, Layer)
-                x = network.enter(index, x, embedded, canvas)
+                x = network.enter(index, x)
                 q, k, v = layer.self_attn.project(layer.input_layernorm(x), *turns)
                 keys, values = self._written(index, bucket, given, k[0], v[0])
                 x = x + layer.self_attn.o_proj(_attended(bucket, given, q[0], keys, values, mask, attend))
