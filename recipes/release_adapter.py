@@ -35,7 +35,7 @@ LENGTHS = (3, 4, 5, 6, 8, 12, 16)  # of canvases that draft
 TUNING = Acceptance(tokens=48, seed=1)
 
 
-def tune(folder: Path, prompts: int = 2) -> None:
+def tune(folder: Path, prompts: int = 5) -> None:
     """Rewrites step_costs, row_cost and draft_length; the last at the others."""
     model = redraft.load(folder)
     asked = [

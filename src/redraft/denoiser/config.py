@@ -27,7 +27,7 @@ class DenoiserConfig:
     self_conditioning: canvas rows also read the last step's expectation (DiffusionGemma).
     canvas_rows_marked: canvas rows carry a learnt embedding of their role, locked slots another; False for
     checkpoints of other families, which tell noise from text by the mask token alone.
-    canvas_entry: number of the layer at which canvas rows begin, with their embeddings; None: at the first.
+    canvas_entry: number of the layer at which open and empty slots enter (see adapters.Slots); None: the first.
     eos_token_ids end an answer. mask_token_id: an open slot, behind which the canvas is calibrated; draft_token_id: one
     behind which it was distilled to guess what its AR self would write, surer and less diverse; null_token_id: an empty
     slot, dropped at commit. The encode role never predicts these three.

@@ -170,7 +170,7 @@ def _diffusion(told: Results) -> str:
 def _entry(settings: AdapterConfig) -> str:
     if settings.canvas_entry is None:
         return ""
-    return f"Canvas rows begin behind the base's first {settings.canvas_entry} layers. "
+    return f"Open slots enter behind the base's first {settings.canvas_entry} layers. "
 
 
 def _heads(settings: AdapterConfig) -> str:
