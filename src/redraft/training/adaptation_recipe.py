@@ -22,9 +22,9 @@ class AdapterSettings(Section):
     """The adapter's size and the canvas's conventions; see denoiser.adapter_config.
 
     rank, alpha (None: the rank): of method "adapter" alone, as are targets (projections that learn), first_layer (the
-    first that does) and gains (norms of the canvas's own). canvas_entry: the layer at which open and empty
-    slots enter, which makes drafts cheaper; None: the first. shift: canvas row i predicts slot i + 1, as the base's rows do. mask_token,
-    null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves unused.
+    first that does) and gains (norms of the canvas's own). canvas_entry: the layer at which open and empty slots enter,
+    which makes drafts cheaper; None: the first. shift: canvas row i predicts slot i + 1, as the base's rows do.
+    mask_token, null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves unused.
 
     Heads for drafts that are verified, see denoiser.heads: markov_rank (0: none; 64 is plenty) and confidence. They
     learn beside the adapter, or behind one that is done: start names a run or an adapter's folder to begin with, and
