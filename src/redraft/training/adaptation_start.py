@@ -160,9 +160,9 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
     if recipe.adapter.start is not None:
         theirs = take_over(adapter, recipe.adapter.start, recipe.adapter.frozen)
-        if settings.canvas_entry is not None and theirs.canvas_entry is None:
-            trained = adapters.load(find(recipe.adapter.start).path, base.path)
-            begin_late(adapter, trained, settings.canvas_entry, recipe)
+        entry = settings.canvas_entry
+        if entry is not None and entry > (theirs.canvas_entry or 0):
+            begin_late(adapter, adapters.load(find(recipe.adapter.start).path, base.path), entry, recipe)
     if recipe.adapter.frozen:
         adapter.slots.requires_grad_(False)
         adapter.parts.requires_grad_(False)

@@ -92,7 +92,7 @@ class GraphWriter:
     constants: dict[str, bytes] = field(default_factory=dict)
     quantized: dict[str, tuple[str, str]] = field(default_factory=dict)
     zeros: dict[str, str] = field(default_factory=dict)
-    early: bool = False  # before canvas rows enter
+    early: bool = False  # before open slots enter
     wanted: bool = False  # only the wanted rows are left
 
     def op(self, kind: str, *inputs: str, to: str = "", contrib: bool = False, **attributes: Any) -> str:
