@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx as onnx_package
@@ -19,7 +20,7 @@ from redraft.errors import RedraftError, RequestError
 from redraft.hub import store
 from tests.engine.models import prompt
 from tests.engine.onnx_models import OPTIONS, denoiser, tokens
-from tests.engine.test_adapted import SETTINGS, adapted, base, canvas
+from tests.engine.test_adapted import LATE, SETTINGS, adapted, base, canvas
 
 
 @pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
@@ -48,11 +49,12 @@ def test_the_file_is_the_backend(tmp_path: Path, precision: str, options: dict) 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "blocks", "int8"])
+@pytest.mark.parametrize("reach", [{}, LATE])
 def test_an_adapter_is_exported_with_its_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, reach: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
-    model = adapted()
+    model = adapted(reach=reach)
     checkpoint.save(base(), store.local_root() / SETTINGS.base)
     folder = tmp_path / "adapter"
     folder.mkdir()
