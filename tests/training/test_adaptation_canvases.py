@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.training.adaptation_canvases import Drafts, Tokens, draw
-from redraft.training.adaptation_recipe import Losses, States
+from redraft.training.adaptation_recipe import Losses
 from redraft.training.packing import Row
 
 MASK, NULL, EOS = 99, 98, 1
@@ -30,8 +30,8 @@ def row(lengths: list[int], whole: bool = True, padding: int = 3) -> Row:
 
 
 def drawn(of: Row, kind: int, seed: int = 0, length: int = 8, count: int = 12, shift: bool = False) -> Drafts:
-    states = States(length=length, per_row=count)
-    return draw(of, states, Losses(decay=4), TOKENS, np.random.default_rng(seed), shift, np.full(count, kind))
+    kinds = np.full(count, kind)
+    return draw(of, kinds, length, Losses(decay=4), TOKENS, np.random.default_rng(seed), shift)
 
 
 def at(of: Row, drafts: Drafts, n: int) -> int:

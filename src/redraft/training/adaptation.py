@@ -25,7 +25,7 @@ from redraft.hub.runs import complete
 from redraft.training import adaptation_start as start
 from redraft.training import checkpoints, metrics, optim, portable, sharding
 from redraft.training.adaptation_batch import AdaptBatch, build
-from redraft.training.adaptation_canvases import Tokens
+from redraft.training.adaptation_canvases import DRAFT, HOLE, Tokens
 from redraft.training.adaptation_heads import measure
 from redraft.training.adaptation_methods import METHODS, frozen_base
 from redraft.training.adaptation_objective import DIVISORS, NAMES, AdaptationObjective, Sums, accepted
@@ -38,8 +38,6 @@ from redraft.training.loop import Loop, Reporter, Silent
 from redraft.training.memory import out_of_memory
 from redraft.training.packing import Rows
 from redraft.training.start import training_rows
-
-DRAFT, HOLE = 0, 3  # states of a canvas, see adaptation_canvases.draw
 
 
 class Adaptation(Loop):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from redraft.training.adaptation_canvases import Drafts, Tokens, draw
+from redraft.training.adaptation_canvases import Drafts, Tokens, draw, draw_kinds
 from redraft.training.adaptation_recipe import Losses, States
 from redraft.training.batch import visibility
 from redraft.training.canvases import Canvases
@@ -39,6 +39,16 @@ class AdaptBatch:
     def part(self, first: int, last: int) -> AdaptBatch:
         """Rows first..last of it."""
         return AdaptBatch(*(array[first:last] for array in vars(self).values()))
+
+    def without_last(self) -> AdaptBatch:
+        """What is seen of canvases [B, N, C] without their last slots: [B, N, C - 1]. What they learn stays."""
+        return replace(
+            self,
+            shown=self.shown[..., :-1],
+            locked=self.locked[..., :-1],
+            slot_positions=self.slot_positions[..., :-1],
+            canvas_visible=self.canvas_visible[..., :-1, :-1],
+        )
 
     def divisors(self) -> tuple[float, ...]:
         """What sums of losses are divided by, in the order of adaptation_objective.DIVISORS: weight of drafted slots,
@@ -87,13 +97,13 @@ def build(
     seed: int,
     kind: int | None = None,
 ) -> AdaptBatch:
-    """Rows `rows` (of the step's batch_rows) of step `step`. kind: the one state of all canvases (see `draw`)."""
+    """Rows `rows` (of the step's batch_rows) of step `step`. kind: the one state of all canvases, else drawn."""
     parts = []
     for r in rows:
         row = data[step * batch_rows + r]
         rng = np.random.default_rng((seed, step, 1 + r))
-        kinds = None if kind is None else np.full(states.per_row, kind)
-        parts.append(_arrays(row, draw(row, states, losses, tokens, rng, shift, kinds), states.drawn))
+        kinds, length = draw_kinds(states, rng, np.random.default_rng((seed, step, 0)), kind)
+        parts.append(_arrays(row, draw(row, kinds, length, losses, tokens, rng, shift), length))
     return AdaptBatch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
 

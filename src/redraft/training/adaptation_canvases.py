@@ -18,6 +18,7 @@ from redraft.training.packing import Row
 PREFIX_RATE = 0.9  # of the geometric law of how many slots are visible at first
 HALF_LIFE = 0.25  # of a canvas: after so many slots a slot is half as likely to be revealed
 FULLY_OPEN = 0.5  # share of holes that show nothing of themselves
+DRAFT, PREFIX, REVEALED, HOLE = KINDS = range(4)  # states of a canvas
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,19 @@ class Tokens:
 
 def draw(
     row: Row,
-    states: States,
+    kinds: np.ndarray,
+    length: int,
     losses: Losses,
     tokens: Tokens,
     rng: np.random.Generator,
     shift: bool,
-    kinds: np.ndarray | None = None,
 ) -> Drafts:
-    """states.per_row canvases at anchors drawn from all places that have a token before them in their document.
+    """Canvases of these states (see draw_kinds) and so many slots, at anchors drawn from all places that have a token
+    before them in their document.
 
-    shift: the first slot is predicted by the last clean row, which nothing can teach: it isn't supervised. kinds: the
-    state of each canvas (0 draft, 1 prefix, 2 revealed, 3 hole), drawn by default.
+    shift: the first slot is predicted by the last clean row, which nothing can teach: it isn't supervised.
     """
-    count, length = states.per_row, states.drawn
-    shares = np.array([states.draft, states.prefix, states.revealed, states.hole])
-    drawn = rng.choice(4, count, p=shares / shares.sum())
-    kinds = drawn if kinds is None else kinds
+    count = len(kinds)
     ends = _ends(row)
     inside = np.flatnonzero(row.supervise & (row.document >= 0) & (row.position >= 1))
     inside = inside[inside + 1 < ends[inside]]
@@ -85,13 +83,26 @@ def draw(
         text = row.tokens[anchor : min(int(anchor) + length, int(ends[anchor]))]
         whole = int(row.tokens[ends[anchor] - 1]) in tokens.ends
         empty.document[n], empty.position[n] = row.document[anchor], row.position[anchor]
-        if kind == 3 and length >= 4 and (whole or len(text) == length):
+        if kind == HOLE and length >= 4 and (whole or len(text) == length):
             _hole(empty, n, text, tokens, rng)
         else:
             _draft(empty, n, text, int(anchor), int(kind), losses.decay, whole, rng)
     if shift:
         empty.weight[:, 0] = empty.fill[:, 0] = 0
     return empty
+
+
+def draw_kinds(
+    states: States, rng: np.random.Generator, step: np.random.Generator, only: int | None = None
+) -> tuple[np.ndarray, int]:
+    """The state of each of a row's canvases, of KINDS (int64), and how many slots they have. rng: of the row; step: of
+    the whole step, the same for all its rows. only: the one state of all."""
+    shares = np.array(states.shares) if only is None else np.eye(len(KINDS))[only]
+    drafts = step.random() * shares.sum() < shares[DRAFT]
+    if states.apart:
+        shares = np.where((np.array(KINDS) == DRAFT) == drafts, shares, 0)
+    count, length = states.size(drafts)
+    return rng.choice(KINDS, count, p=shares / shares.sum()), length
 
 
 def _ends(row: Row) -> np.ndarray:
@@ -131,10 +142,10 @@ def _draft(
     out.target[n, :held] = text
     slots = np.arange(length)
     visible = np.zeros(length, bool)
-    if kind == 1:
+    if kind == PREFIX:
         law = PREFIX_RATE ** np.arange(1, length)
         visible[: 1 + rng.choice(length - 1, p=law / law.sum())] = True
-    elif kind == 2:
+    elif kind == REVEALED:
         visible = rng.random(length) < rng.random() * 0.5 ** (slots / (HALF_LIFE * length))
     visible &= slots < held
     if visible[:held].all():

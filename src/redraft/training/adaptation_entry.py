@@ -14,13 +14,12 @@ from torch import Tensor
 from redraft.denoiser.adapters import Adapter
 from redraft.denoiser.transformer import Denoiser
 from redraft.training.adaptation_batch import AdaptBatch, build
-from redraft.training.adaptation_canvases import Tokens
+from redraft.training.adaptation_canvases import DRAFT, HOLE, Tokens
 from redraft.training.adaptation_objective import AdaptationObjective
 from redraft.training.adaptation_recipe import AdaptRecipe
 from redraft.training.start import training_rows
 
 ROWS = 8  # of text, each with all its canvases
-KINDS = 0, 3  # drafts, and gaps between locked text: which hold open and empty slots
 
 
 @torch.no_grad()
@@ -33,7 +32,7 @@ def begin_late(adapter: Adapter, start: Denoiser, entry: int, recipe: AdaptRecip
     tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
     data, objective = training_rows(recipe), AdaptationObjective(start, recipe.losses)
     found: dict[str, list[Tensor]] = {"late_mask": [], "late_null": []}
-    for kind in KINDS:
+    for kind in (DRAFT, HOLE):  # which hold open and empty slots
         for row in range(ROWS):
             batch = build(
                 data,

@@ -136,12 +136,20 @@ class AdaptationObjective(nn.Module):
             clean, past = model(to(batch.clean), to(batch.positions), text)
         shown, locked = to(batch.shown.reshape(rows, -1)), to(batch.locked.reshape(rows, -1))
         places = to(batch.slot_positions.reshape(rows, -1))
-        config = model.config
-        alone = bool(((batch.shown == config.mask_token_id) | (batch.shown == config.null_token_id)).all())
+        alone = self._blank(batch)
         learns = torch.is_grad_enabled() and not self.frozen
         with torch.set_grad_enabled(learns), canvas_rows(model, True, locked):
             drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past, alone=alone)
         return clean, drafted.unflatten(1, (canvases, slots))
+
+    def _blank(self, batch: AdaptBatch) -> bool:
+        """Whether all canvases show open or empty slots alone."""
+        config = self.model.config
+        return bool(((batch.shown == config.mask_token_id) | (batch.shown == config.null_token_id)).all())
+
+    def _seen(self, batch: AdaptBatch) -> AdaptBatch:
+        """What runs of a batch: with a shift a draft's last slot predicts none, and decoding leaves it out as well."""
+        return batch.without_last() if self.model.config.shift and self._blank(batch) else batch
 
     def _text(self, batch: AdaptBatch) -> Visibility:
         seen = torch.from_numpy(batch.clean_visible).to(self.model.lm_head.weight.device)
@@ -149,7 +157,7 @@ class AdaptationObjective(nn.Module):
 
     def pairs(self, batch: AdaptBatch) -> Pairs:
         """The slots that the batch supervises."""
-        return self._pairs(batch, *self.hidden(batch))
+        return self._pairs(batch, *self.hidden(self._seen(batch)))
 
     def _pairs(self, batch: AdaptBatch, clean: Tensor, drafted: Tensor) -> Pairs:
         device = clean.device
@@ -159,7 +167,7 @@ class AdaptationObjective(nn.Module):
         if (
             self.model.config.shift
         ):  # slot j is predicted by the row before it; slot 0 by a clean row, not here
-            drafted = torch.cat((drafted[:, :, :1], drafted[:, :, :-1]), 2)
+            drafted = torch.cat((drafted[:, :, :1], drafted[:, :, : batch.shown.shape[2] - 1]), 2)
         teacher = torch.from_numpy(batch.teacher).to(device)
         rows = torch.from_numpy(row).to(device)
 
@@ -183,7 +191,7 @@ class AdaptationObjective(nn.Module):
 
     def forward(self, batch: AdaptBatch) -> Sums:
         """Sums of all losses that the settings ever use; which of them count is `total`'s business."""
-        clean, drafted = self.hidden(batch)
+        clean, drafted = self.hidden(self._seen(batch))
         pairs = self._pairs(batch, clean, drafted)
         ar, kept, ar_count = self.ar_sums(batch, clean)
         totals = pairs.canvas.new_zeros(len(COMPUTED), dtype=torch.float32)

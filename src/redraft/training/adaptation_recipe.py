@@ -73,7 +73,9 @@ class States(Section):
 
     Shares of canvases, which together make 1: draft (all masks: what a draft starts from), prefix (the first slots
     visible, their number truncated geometric), revealed (any slot may be visible, early ones more often) and hole (a
-    gap of unknown length before text that is locked: filling).
+    gap of unknown length before text that is locked: filling). apart: steps hold drafts alone, or none of them, which
+    then have all `length` slots (and are so many fewer). Where open slots enter late (adapter.canvas_entry) most steps
+    then pass the last layers only.
     """
 
     length: int = Field(default=16, ge=2)
@@ -83,11 +85,23 @@ class States(Section):
     prefix: Share = 0.12
     revealed: Share = 0.13
     hole: Share = 0.2
+    apart: bool = False
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """In the order of adaptation_canvases.KINDS."""
+        return self.draft, self.prefix, self.revealed, self.hole
 
     @property
     def drawn(self) -> int:
         """Slots of a canvas in training."""
         return self.slots or self.length
+
+    def size(self, drafts: bool) -> tuple[int, int]:
+        """Canvases over a row of a step, of drafts alone or not, and their slots."""
+        if drafts or not self.apart:
+            return self.per_row, self.drawn
+        return max(1, self.per_row * self.drawn // self.length), self.length
 
 
 class Losses(Section):
