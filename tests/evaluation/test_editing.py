@@ -67,9 +67,24 @@ def test_gaps_are_words_of_real_turns(tiny: Model) -> None:
         f.gaps(documents(tiny), tiny, 10**6, (1, 4), 0)
 
 
+def test_gaps_in_its_own_text_are_in_what_the_ar_self_writes(tiny: Model) -> None:
+    """Other seeds write other texts; none is the same twice; a turn holds no special token."""
+    found, other = (f.own_gaps(tiny, 6, (1, 4), seed) for seed in (0, 1))
+    texts = [gap.prefix + gap.middle + gap.suffix for gap in found]
+    assert len(set(texts)) == 6
+    assert not set(texts) & {gap.prefix + gap.middle + gap.suffix for gap in other}
+    assert not any(name in text for text in texts for name in tiny.tokenizer.special_ids)
+    assert found == f.own_gaps(tiny, 6, (1, 4), 0)
+
+
 def test_filling_measures_every_way(tiny: Model) -> None:
     told = f.filling(tiny, documents(tiny), count=4)
-    assert list(told["ways"]) == [*f.WAYS, "true text"]
+    own = [f.OWN + f.UNKNOWN, f.OWN + f.ORACLE]
+    assert list(told["ways"]) == [*f.WAYS, *own, "true text"]
+    assert told["own_gaps"] == 4
+    for whose, before in (("held_out", ""), ("own", f.OWN)):
+        unknown, oracle = (told["ways"][before + way]["exact"] for way in (f.UNKNOWN, f.ORACLE))
+        assert told["found_of_oracle"].get(whose) == (unknown / oracle if oracle else None)
     true = told["ways"]["true text"]
     assert true["exact"] == true["length_ratio"] == 1.0
     assert told["ways"][f.FROM_THE_LEFT]["length_ratio"] <= 1.3

@@ -7,13 +7,17 @@ every length that is tried; and by AR, greedy, which goes on from the text befor
 tokens. Measured are exact matches, and how likely the AR self finds what fills the gap together with the text behind
 it: a fill that doesn't join on makes what follows unlikely. Fills are compared by that same likelihood, for the most
 part, so that it flatters the ways that compare; exact matches don't.
+
+How much of the oracle's matches could be found at unknown length? In turns that the AR self has written itself, at
+temperature 1, its likelihood is the true one: fills are compared by as good a judge as there can be. Gaps in such turns
+show what it is worth to know the length, whoever compares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -25,17 +29,21 @@ from redraft.engine.likelihood import likelihood
 from redraft.errors import RequestError
 from redraft.evaluation.damaged import turns
 from redraft.evaluation.intervals import wilson
-from redraft.evaluation.writing import Progress, machine
+from redraft.evaluation.writing import Progress, machine, write_all
 
 MOST = 32  # tokens of a gap whose length is unknown
 SEVERAL = 4  # ways to fill a gap at each length
 FROM_THE_LEFT = "AR from the left"
+UNKNOWN, ORACLE = "unknown length", "oracle length"
+OWN = "own text, "  # before the ways that gaps in what the AR self wrote are filled in
+LONGEST = 80  # tokens of a turn that it writes
+AT_ONCE = 8  # of them
 # Options of a fill; without max_tokens it is told the true length.
 WAYS: dict[str, dict[str, Any]] = {
-    "unknown length": {"max_tokens": MOST},
+    UNKNOWN: {"max_tokens": MOST},
     "unknown, 4 fills a length": {"max_tokens": MOST, "fills": SEVERAL},
     "unknown, by nulls": {"max_tokens": MOST, "candidates": 1},
-    "oracle length": {},
+    ORACLE: {},
     "oracle length, 4 fills": {"fills": SEVERAL},
     FROM_THE_LEFT: {},
 }
@@ -56,12 +64,40 @@ def gaps(
 ) -> list[Gap]:
     """One gap in each of `count` turns, with 3 words left on both sides. Raises RequestError for too few turns."""
     rng = Random(f"gaps {seed}")
-    fit = [t for t in dict.fromkeys(turns(documents, model.tokenizer)) if len(t.split()) >= words[1] + 6]
+    fit = _long_enough(turns(documents, model.tokenizer), words)
     if len(fit) < count:
         raise RequestError(
             f"there are {len(fit)} turns long enough to have a gap, not {count}: lower --limit"
         )
     return [_gap(text, rng, words) for text in rng.sample(fit, count)]
+
+
+def own_gaps(model: Model, count: int, words: tuple[int, int], seed: int) -> list[Gap]:
+    """The same in a user's first turns as the AR self writes them, drawn as they come; none for a model without turns,
+    fewer where it writes too few that are long enough."""
+    user = model.tokenizer.special_ids.get("<|user|>")
+    if user is None:
+        return []
+    rng, found = Random(f"own gaps {seed}"), list[str]()
+    for _ in range(4):
+        requests = [
+            model.request(
+                np.array([user]), decode="ar", temperature=1.0, max_tokens=LONGEST, seed=rng.getrandbits(31)
+            )
+            for _ in range(count)
+        ]
+        tickets = write_all(model, [replace(request, watched=False) for request in requests], AT_ONCE)
+        written = (np.array(t.writer.output.tokens, np.int64) for t in tickets if t.writer is not None)
+        said = (next(turns([tokens], model.tokenizer), "") for tokens in written)
+        found = _long_enough([*found, *said], words)
+        if len(found) >= count:
+            break
+    return [_gap(text, rng, words) for text in found[:count]]
+
+
+def _long_enough(texts: Iterable[str], words: tuple[int, int]) -> list[str]:
+    """Those that have room for a gap, each once."""
+    return [t for t in dict.fromkeys(texts) if len(t.split()) >= words[1] + 6]
 
 
 def _gap(text: str, rng: Random, words: tuple[int, int]) -> Gap:
@@ -106,22 +142,41 @@ def filling(
 ) -> dict[str, Any]:
     """For each way the share of exact matches with its 95 % Wilson interval, -log p by AR of gap and suffix in nats a
     gap (ar_nats) and a token (ar_nll), length over true length (tokens), evaluations and seconds a gap; "true text" has
-    the likelihood of the text itself."""
+    the likelihood of the text itself. found_of_oracle: exact matches at unknown length over those at the oracle length,
+    in text held out and of its own (missing where there are none)."""
     chosen = gaps(documents, model, count, words, seed)
     told: dict[str, Any] = {}
     for way in WAYS:
         progress(f"{count} gaps, {way}")
-        made = [filled(model, gap, way) for gap in chosen]
-        cost = {
-            "nfe": float(np.mean([one.nfe for one in made])),
-            "seconds": float(np.mean([one.seconds for one in made])),
-        }
-        told[way] = _measured(model, chosen, [one.text for one in made]) | cost
+        told[way] = _filled_all(model, chosen, way)
+    own = own_gaps(model, count, words, seed)
+    for way in (UNKNOWN, ORACLE) if own else ():
+        progress(f"{len(own)} gaps in its own text, {way}")
+        told[OWN + way] = _filled_all(model, own, way)
     told["true text"] = _measured(model, chosen, [gap.middle for gap in chosen]) | {
         "nfe": 0.0,
         "seconds": 0.0,
     }
-    return machine(model) | {"gaps": count, "words": list(words), "ways": told}
+    about = {"gaps": count, "own_gaps": len(own), "words": list(words)}
+    return machine(model) | about | {"found_of_oracle": _found_of_oracle(told), "ways": told}
+
+
+def _found_of_oracle(told: dict[str, Any]) -> dict[str, float]:
+    both = {whose: [told.get(whose + way) for way in (UNKNOWN, ORACLE)] for whose in ("", OWN)}
+    return {
+        "own" if whose else "held_out": unknown["exact"] / oracle["exact"]
+        for whose, (unknown, oracle) in both.items()
+        if unknown and oracle and oracle["exact"]
+    }
+
+
+def _filled_all(model: Model, chosen: Sequence[Gap], way: str) -> dict[str, Any]:
+    made = [filled(model, gap, way) for gap in chosen]
+    cost = {
+        "nfe": float(np.mean([one.nfe for one in made])),
+        "seconds": float(np.mean([one.seconds for one in made])),
+    }
+    return _measured(model, chosen, [one.text for one in made]) | cost
 
 
 def _measured(model: Model, chosen: Sequence[Gap], texts: Sequence[str]) -> dict[str, Any]:
@@ -140,13 +195,13 @@ def _measured(model: Model, chosen: Sequence[Gap], texts: Sequence[str]) -> dict
 def lines(told: dict[str, Any]) -> list[str]:
     out = [
         f"{told['model']}: {told['gaps']} gaps of {told['words'][0]} to {told['words'][1]} words",
-        f"{'way':<18} {'exact %':>8} {'95 %':>13} {'AR nats':>8} {'a token':>8} {'length':>7} {'evaluations':>12} "
+        f"{'way':<26} {'exact %':>8} {'95 %':>13} {'AR nats':>8} {'a token':>8} {'length':>7} {'evaluations':>12} "
         f"{'ms':>7}",
     ]
     for way, m in told["ways"].items():
         low, high = (100 * end for end in m["interval"])
         out.append(
-            f"{way:<18} {100 * m['exact']:8.1f} {f'{low:.1f} to {high:.1f}':>13} {m['ar_nats']:8.2f} "
+            f"{way:<26} {100 * m['exact']:8.1f} {f'{low:.1f} to {high:.1f}':>13} {m['ar_nats']:8.2f} "
             f"{m['ar_nll']:8.3f} {m['length_ratio']:7.2f} {m['nfe']:12.1f} {1000 * m['seconds']:7.1f}"
         )
     return out

@@ -53,8 +53,14 @@ def filling(results: Results) -> str:
         "evaluations",
         "ms",
     ]
-    about = f"{told['gaps']} gaps of {told['words'][0]} to {told['words'][1]} words in held-out turns."
-    return f"{table(head, rows)}\n\n{about} {where(told)}"
+    about = f"{told['gaps']} gaps of {told['words'][0]} to {told['words'][1]} words in held-out turns"
+    found = told["found_of_oracle"]
+    if "own" in found:
+        about += f", {told['own_gaps']} in turns that the AR self wrote at temperature 1"
+    shares = {"held_out": "in held-out text", "own": "in its own"}
+    of = " and ".join(f"{100 * found[key]:.0f} % {place}" for key, place in shares.items() if key in found)
+    matches = f" Exact matches at unknown length, of those at the oracle length: {of}." if of else ""
+    return f"{table(head, rows)}\n\n{about}.{matches} {where(told)}"
 
 
 def instructions(results: Results) -> str:
