@@ -204,6 +204,16 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"pins": {0: "x"}, "max_tokens": 1}, "the pins take every slot"),
     ("a", {"candidates": 0}, "candidates must be a whole number of at least 1"),
     ("a", {"fills": 0}, "fills must be a whole number of at least 1"),
+    (
+        "a",
+        {"fills": 2, "candidates": 1},
+        "fills are compared where lengths are: ask for more than 1 candidate",
+    ),
+    (
+        "a",
+        {"fills": 2, "temperature": 0.5},
+        "several fills are the likeliest ones, not draws: use temperature 0",
+    ),
     ("a", {"max_tokens": 0}, "max_tokens must be a whole number of at least 1"),
     ("a", {"max_tokens": 250}, "max_tokens is 250; with the text behind the gap"),
     ("a", {"slots": 0}, "slots must be a whole number of at least 1"),

@@ -7,13 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redraft.training.adaptation_canvases import Drafts, Tokens, draw
-from redraft.training.adaptation_recipe import Losses
+from redraft.training.adaptation_canvases import (
+    DRAFT,
+    HOLE,
+    PREFIX,
+    REVEALED,
+    Drafts,
+    Tokens,
+    draw,
+    draw_kinds,
+)
+from redraft.training.adaptation_recipe import Losses, States
 from redraft.training.packing import Row
 
 MASK, NULL, EOS = 99, 98, 1
 TOKENS = Tokens(MASK, NULL, (EOS,))
-DRAFT, PREFIX, REVEALED, HOLE = range(4)
 
 
 def row(lengths: list[int], whole: bool = True, padding: int = 3) -> Row:
@@ -32,6 +40,40 @@ def row(lengths: list[int], whole: bool = True, padding: int = 3) -> Row:
 def drawn(of: Row, kind: int, seed: int = 0, length: int = 8, count: int = 12, shift: bool = False) -> Drafts:
     kinds = np.full(count, kind)
     return draw(of, kinds, length, Losses(decay=4), TOKENS, np.random.default_rng(seed), shift)
+
+
+def states_of(states: States, seed: int, rows: int = 3) -> list[tuple[list[int], int]]:
+    """Of each row of a step the states of its canvases, and how many slots these have."""
+    found = []
+    for row_ in range(rows):
+        rng = np.random.default_rng((seed, row_ + 1))
+        kinds, length = draw_kinds(states, rng, np.random.default_rng((seed, 0)))
+        found.append((kinds.tolist(), length))
+    return found
+
+
+def test_steps_hold_drafts_alone_or_none_where_they_are_kept_apart() -> None:
+    """The shares are the recipe's; what isn't a draft has the canvas's full length, in about as many slots."""
+    states = States(length=8, slots=4, per_row=12, draft=0.6, prefix=0.0, revealed=0.1, hole=0.3, apart=True)
+    steps = [states_of(states, seed) for seed in range(300)]
+    drafts = [step for step in steps if step[0][0][0] == DRAFT]
+    others = [step for step in steps if step[0][0][0] != DRAFT]
+    assert 0.5 < len(drafts) / len(steps) < 0.7
+    assert all(kinds == [DRAFT] * 12 and length == 4 for step in drafts for kinds, length in step)
+    assert all(len(kinds) == 6 and length == 8 for step in others for kinds, length in step)
+    drawn_ = np.concatenate([kinds for step in others for kinds, _ in step])
+    assert set(drawn_) == {REVEALED, HOLE}
+    assert 0.7 < (drawn_ == HOLE).mean() < 0.8
+    together = states_of(states.model_copy(update={"apart": False}), 0, rows=100)
+    kinds = np.concatenate([kinds for kinds, _ in together])
+    assert {length for _, length in together} == {4}
+    assert 0.5 < (kinds == DRAFT).mean() < 0.7
+
+
+@pytest.mark.parametrize(("draft", "kind"), [(1.0, DRAFT), (0.0, HOLE)])
+def test_a_share_of_all_or_none_is_that(draft: float, kind: int) -> None:
+    states = States(length=8, draft=draft, prefix=0, revealed=0, hole=1 - draft, apart=True)
+    assert all(set(kinds) == {kind} for seed in range(20) for kinds, _ in states_of(states, seed))
 
 
 def at(of: Row, drafts: Drafts, n: int) -> int:

@@ -20,6 +20,7 @@ from redraft.errors import RequestError
 from redraft.hub.runs import complete
 from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_batch import build
+from redraft.training.adaptation_canvases import DRAFT, HOLE
 from tests.training.bases import recipe
 
 FEW: dict[str, Any] = {"targets": ["q_proj", "up_proj"], "first_layer": 1, "gains": False}
@@ -136,6 +137,29 @@ def test_training_canvases_may_be_shorter_than_those_of_the_model(data: Path, tm
     assert run.model.config.canvas_length == 6
     with pytest.raises(RequestError, match=r"canvas\.slots must not exceed canvas\.length"):
         Adaptation(recipe(data, canvas={"slots": 7}), tmp_path / "other", resume=False)
+
+
+def test_a_draft_is_trained_as_it_is_decoded(data: Path, tmp_path: Path, trained: Path) -> None:
+    """Without the last slot, which with a shift predicts none: what slots learn from are the logits of such a pass."""
+    run = begun(data, tmp_path / "run", start=str(trained), canvas_entry=1)
+    batch = run._build(run.rows, 0, range(1), 1, DRAFT)
+    backend, mask, slots = TorchBackend(run.model), run.tokens.mask, batch.shown.shape[2]
+    with torch.no_grad():
+        pairs = run.objective.pairs(batch)
+        learning = run.model.logits(pairs.canvas).numpy()
+    used = np.flatnonzero(batch.document[0] >= 0)
+    assert len(used) > 1
+    for n in used:
+        own = batch.clean_document[0] == batch.document[0, n]
+        text = batch.clean[0, own & (batch.positions[0] < batch.slot_positions[0, n, 0])]
+        given = Pass(backend.new_context(64), text, canvas=np.full(slots - 1, mask), ahead=True)
+        decoded = backend.forward([given])[0].canvas
+        assert decoded is not None
+        assert len(decoded) == slots
+        mine = (pairs.number == n).numpy()
+        np.testing.assert_allclose(learning[mine], decoded[pairs.slot[mine].numpy()], atol=1e-4)
+    whole = run._build(run.rows, 0, range(1), 1, HOLE)
+    assert run.objective._seen(whole) is whole
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ class Limits:
         for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.fills > 1 and self.candidates == 1:
+            raise RequestError(
+                "fills are compared where lengths are: ask for more than 1 candidate, or for 1 fill"
+            )
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop must be texts of at least one character")
 

@@ -78,7 +78,7 @@ class Editable(ABC):
         before a gap is read as far as the context goes (its last part, where it is longer), and the first 16 tokens
         behind it. pins: {slot: text}, words that stand from that slot of the gap on (nulls before them drop out); for
         several gaps one mapping each. max_tokens: most slots of a gap. candidates: how many lengths are tried at first
-        (4), fills: in how many ways each (1, and never more with a temperature); the fill stays that both selves find
+        (4), fills: in how many ways each (1; more at temperature 0 alone); the fill stays that both selves find
         likeliest, AR with the text behind it. With 1 candidate, and where no text follows, the nulls tell the length.
         slots: the shortest length that is tried (1), or where the nulls tell it how many a gap starts with (2), doubled
         while none stays empty; as many as max_tokens: the gap has just so many. stop: texts before which a gap ends.
@@ -94,6 +94,10 @@ class Editable(ABC):
         limits = Limits(most, slots, texts, lengths, ways)
         each = list(pins) if not isinstance(pins, Mapping) else [pins] if pins else []
         editor = self._editor(seed, context, sampling)
+        if ways > 1 and editor.sampler.temperature > 0:
+            raise RequestError(
+                "several fills are the likeliest ones, not draws: use temperature 0, or 1 fill"
+            )
         done = fill(editor, parts, each, limits)
         return EditStream(self.name, self._open, done, lambda filled, stream: filling(parts, filled, stream))
 

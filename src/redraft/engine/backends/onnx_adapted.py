@@ -14,7 +14,7 @@ from redraft.denoiser.adapter_config import ADAPTER_WEIGHTS, PREFIX, AdapterConf
 from redraft.denoiser.config import DenoiserConfig, read_config
 from redraft.denoiser.shards import Tensors, entries, read_tensors
 from redraft.engine.backends.onnx_backend import OnnxBackend, choose_precision
-from redraft.engine.backends.onnx_gated import LATE, LOCKED, MASK, NULL, PARTS, parts_of, reached
+from redraft.engine.backends.onnx_gated import LATE, LOCKED, MASK, NULL, columns, parts_of, reached, widths
 from redraft.engine.backends.onnx_graph import Precision, build_graph
 from redraft.engine.backends.onnx_scale import block_of, head_norms, query_scale
 from redraft.engine.backends.onnx_weights import in_blocks
@@ -142,14 +142,8 @@ def _diagonal(
     config: DenoiserConfig, adapter: Mapping[str, np.ndarray], reach: Reach, joined: str, scale: float
 ) -> np.ndarray:
     """B of the layers joined under a name, each at its own outputs and behind its own A: float32 [ranks, outputs]."""
-    stems, has = parts_of(joined), reached(reach, joined)
-    keys = config.num_key_value_heads * config.head_dim
-    widths = {"q_proj": config.num_attention_heads * config.head_dim, "k_proj": keys, "v_proj": keys}
-    outputs = [
-        widths.get(kind, config.intermediate_size if kind in PARTS["gate_up"] else config.hidden_size)
-        for kind in (stem.rpartition(".")[2] for stem in stems)
-    ]
-    out = np.zeros((reach.rank * len(has), sum(outputs)), np.float32)
+    stems, has, outputs = parts_of(joined), reached(reach, joined), widths(config, joined)
+    out = np.zeros((reach.rank * len(has), columns(reach, config, joined)), np.float32)
     for stem, end, width in zip(stems, np.cumsum(outputs), outputs, strict=True):
         if stem in has:
             rows = slice(has.index(stem) * reach.rank, (has.index(stem) + 1) * reach.rank)

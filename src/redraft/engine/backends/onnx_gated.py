@@ -60,11 +60,14 @@ class Gate:
         """Of all LoRA on the layers that the graph joins under this name."""
         return self.reach.rank * len(reached(self.reach, name))
 
-    def linear(
-        self, w: GraphWriter, x: str, y: str, low: str | None, name: str, inputs: int, outputs: int
-    ) -> str:
-        """y, the base's layer of x, with B A x added to its canvas rows. low: A x of all rows, if it is there."""
-        ranks = self.ranks(name)
+    def columns(self, name: str) -> int:
+        """Of a layer's outputs how many, from the first on, LoRA adds to."""
+        return columns(self.reach, self.config, name)
+
+    def linear(self, w: GraphWriter, x: str, y: str, low: str | None, name: str, inputs: int) -> str:
+        """y, what LoRA adds to of the base's layer of x, with B A x added to its canvas rows. low: A x of all rows, if
+        it is there."""
+        ranks, outputs = self.ranks(name), self.columns(name)
         if low is None:
             low = self._product(w, self.pick(w, x), f"{name}.lora_A", inputs, ranks)
         else:
@@ -122,6 +125,22 @@ def join(weights: dict[str, np.ndarray]) -> None:
         if f"{name}.bias" in weights:
             base, outputs = weights[f"{name}.bias"], len(weights[f"{name}.{JOINED}.blocks"])
             weights[f"{name}.{JOINED}.bias"] = np.pad(base, (0, outputs - len(base)))
+
+
+def widths(config: DenoiserConfig, name: str) -> list[int]:
+    """Outputs of the layers that the graph joins under this name."""
+    keys = config.num_key_value_heads * config.head_dim
+    own = {"q_proj": config.num_attention_heads * config.head_dim, "k_proj": keys, "v_proj": keys}
+    own |= dict.fromkeys(PARTS["gate_up"], config.intermediate_size)
+    return [own.get(part.rpartition(".")[2], config.hidden_size) for part in parts_of(name)]
+
+
+def columns(reach: Reach, config: DenoiserConfig, name: str) -> int:
+    """Columns of the B of all LoRA under this name. They leave v out where LoRA does, which the graph parts from q and
+    k anyhow."""
+    own = widths(config, name)
+    without_v = name.endswith(".qkv") and not reach.acts(parts_of(name)[-1])
+    return sum(own[:-1] if without_v else own)
 
 
 def parts_of(name: str) -> list[str]:

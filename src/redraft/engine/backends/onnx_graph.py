@@ -31,7 +31,7 @@ group g > 0 are named as above with ".g" behind, and one more says how many rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -145,11 +145,35 @@ class GraphWriter:
 
     def linear(self, x: str, name: str, inputs: int, outputs: int, bias: bool = False) -> str:
         """x [1, N, inputs] times the weight [outputs, inputs] of that name, transposed."""
+        return self.linear_parts(x, name, inputs, (outputs,), bias)[0]
+
+    def linear_parts(
+        self, x: str, name: str, inputs: int, sizes: Sequence[int], bias: bool = False
+    ) -> list[str]:
+        """The same with its outputs in parts of these sizes."""
+        outputs = sum(sizes)
         block = block_of(inputs) if self.precision == "blocks" else None
         ranks = self.gate.ranks(name) if self.gate and name != HEAD else 0
-        base, joined = (name, outputs), bool(block and ranks)
-        if joined:
-            name, outputs = f"{name}.{JOINED}", outputs + ranks
+        if block and ranks:
+            y = self._base_linear(x, f"{name}.{JOINED}", inputs, outputs + ranks, block, bias)
+        else:
+            y = self._base_linear(x, name, inputs, outputs, block, bias)
+        if not (self.gate and ranks):
+            return self._in_parts(y, sizes)
+        reached, low = self.gate.columns(name), [ranks] if block else []
+        if reached == sizes[0]:  # the others need no node of the adapter
+            parts = self._in_parts(y, [*sizes, *low])
+            first = self.gate.linear(self, x, parts[0], parts.pop() if low else None, name, inputs)
+            return [first, *parts[1:]]
+        y, *rest = self._in_parts(y, [outputs, *low])
+        return self._in_parts(self.gate.linear(self, x, y, rest[0] if low else None, name, inputs), sizes)
+
+    def _in_parts(self, y: str, sizes: Sequence[int]) -> list[str]:
+        return [y] if len(sizes) == 1 else self.split(y, *sizes)
+
+    def _base_linear(
+        self, x: str, name: str, inputs: int, outputs: int, block: int | None, bias: bool
+    ) -> str:
         if block:
             y = self.block_linear(x, name, inputs, outputs, block)
         elif self.precision != "fp32":
@@ -158,11 +182,7 @@ class GraphWriter:
             y = self.op(
                 "FusedMatMul", x, self.weight(f"{name}.weight", outputs, inputs), contrib=True, transB=1
             )
-        y = self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
-        if not (self.gate and ranks):
-            return y
-        y, low = self.split(y, base[1], ranks) if joined else (y, None)
-        return self.gate.linear(self, x, y, low, base[0], inputs, base[1])
+        return self.op("Add", y, self.weight(f"{name}.bias", outputs)) if bias else y
 
     def block_linear(self, x: str, name: str, inputs: int, outputs: int, block: int) -> str:
         """Both sides in 8 bits by blocks of a row, which the node itself does for x (accuracy_level 4)."""
@@ -243,7 +263,7 @@ def _self_condition(w: GraphWriter, config: DenoiserConfig, x: str, table: str) 
     soft = w.op("Gather", w.op("Concat", soft, nothing, axis=0), "expected_row")
     n = _norm(w, soft, f"{name}.pre_norm", config, size)
     wide = config.intermediate_size
-    gate, up = w.split(w.linear(n, f"{name}.gate_up", size, 2 * wide), wide, wide)
+    gate, up = w.linear_parts(n, f"{name}.gate_up", size, (wide, wide))
     mixed = w.op("Mul", w.op("Gelu", gate, approximate="tanh"), up)
     mixed = w.op("Add", x, w.linear(mixed, f"{name}.down_proj", wide, size))
     ones = w.op("Expand", w.constant(1.0), w.constant([size]))
@@ -274,8 +294,8 @@ def _attention(w: GraphWriter, config: DenoiserConfig, x: str, layer: int, place
     name, size = f"model.layers.{layer}.self_attn", config.head_dim
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     queries, keys = heads * size, kv_heads * size
-    qkv = w.linear(x, f"{name}.qkv", config.hidden_size, queries + 2 * keys, config.attention_bias)
-    qk, v = w.split(qkv, queries + keys, keys)
+    sizes = queries + keys, keys
+    qk, v = w.linear_parts(x, f"{name}.qkv", config.hidden_size, sizes, config.attention_bias)
     if config.qk_norm:
         qk = _norm_heads(w, config, qk, name)
     partial: dict[str, Any] = {} if config.rotary_dim == size else {"rotary_embedding_dim": config.rotary_dim}
@@ -300,7 +320,7 @@ def _attention(w: GraphWriter, config: DenoiserConfig, x: str, layer: int, place
 
 def _feed_forward(w: GraphWriter, config: DenoiserConfig, x: str, name: str) -> str:
     size, wide = config.hidden_size, config.intermediate_size
-    gate, up = w.split(w.linear(x, f"{name}.gate_up", size, 2 * wide), wide, wide)
+    gate, up = w.linear_parts(x, f"{name}.gate_up", size, (wide, wide))
     silu = w.op("QuickGelu", gate, contrib=True, alpha=1.0)  # x * sigmoid(x) in one node
     return w.linear(w.op("Mul", silu, up), f"{name}.down_proj", wide, size)
 
