@@ -109,11 +109,24 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for line in lines if "loss" in (record := json.loads(line))]
 
 
+MIXED = {"draft": 0.7, "prefix": 0.0, "revealed": 0.0, "hole": 0.3, "per_row": 2}
+
+
 @pytest.mark.slow
-def test_a_base_shared_out_learns_what_a_whole_one_does(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param({}, id="from the first layer on"),
+        # One process may have drafts alone, which skip layers where they can, while the other's canvases hold text.
+        pytest.param({"adapter": {"rank": 8, "canvas_entry": 1}, "canvas": MIXED}, id="entering late"),
+    ],
+)
+def test_a_base_shared_out_learns_what_a_whole_one_does(
+    data: Path, tmp_path: Path, own: dict[str, Any]
+) -> None:
     train = {"steps": 3, "evaluate_every": 2, "sample_prompts": ["abc"], "sample_tokens": 4}
-    one = recipe(data, train=train)
-    told = finish(torchrun(recipe(data, train=train | {"shard": True}), tmp_path / "two"))
+    one = recipe(data, train=train, **own)
+    told = finish(torchrun(recipe(data, train=train | {"shard": True}, **own), tmp_path / "two"))
     assert "drafts accepted in a row" in told
     adapt(one, tmp_path / "one")
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)

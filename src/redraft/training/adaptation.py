@@ -77,7 +77,9 @@ class Adaptation(Loop):
         self.tokens = Tokens(config.mask_token_id, config.null_token_id, config.eos_token_ids)
         near = frozen_base(recipe, base, self.world.device)
         frozen = recipe.adapter.frozen
-        self.objective = AdaptationObjective(self.model, recipe.losses, train.flex, near, frozen)
+        self.objective = AdaptationObjective(
+            self.model, recipe.losses, train.flex, near, frozen, self.sharded
+        )
         self.work = Work.of(self.model, frozen)
         self.begin(self.state.seconds)
         self.micro_rows = train.micro_rows or self._probe()

@@ -19,7 +19,8 @@ class AdaptBatch:
 
     clean, positions, clean_document (-1: padding): int64 [B, L]; clean_visible: bool [B, L, L]. The rest as in Drafts
     with B in front, and slot_positions int64 [B, N, C]; canvas_visible: bool [B, N, C, L + C], what each slot sees of
-    text and canvas.
+    text and canvas. With a shift the last slot of a canvas that shows nothing stands aside: it predicts no slot, and
+    decoding leaves it out.
     """
 
     clean: np.ndarray
@@ -39,6 +40,11 @@ class AdaptBatch:
     def part(self, first: int, last: int) -> AdaptBatch:
         """Rows first..last of it."""
         return AdaptBatch(*(array[first:last] for array in vars(self).values()))
+
+    @property
+    def aside(self) -> np.ndarray:
+        """bool [B, N]: canvases whose last slot stands aside, and unused ones."""
+        return ~self.canvas_visible[:, :, 0, -1]
 
     def without_last(self) -> AdaptBatch:
         """What is seen of canvases [B, N, C] without their last slots: [B, N, C - 1]. What they learn stays."""
@@ -103,15 +109,26 @@ def build(
         row = data[step * batch_rows + r]
         rng = np.random.default_rng((seed, step, 1 + r))
         kinds, length = draw_kinds(states, rng, np.random.default_rng((seed, step, 0)), kind)
-        parts.append(_arrays(row, draw(row, kinds, length, losses, tokens, rng, shift), length))
+        drafts = draw(row, kinds, length, losses, tokens, rng, shift)
+        aside = blank(drafts.shown, tokens.mask, tokens.null) & shift
+        parts.append(_arrays(row, drafts, length, aside))
     return AdaptBatch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _arrays(row: Row, drafts: Drafts, length: int) -> tuple[np.ndarray, ...]:
+def blank(shown: np.ndarray, mask: int | None, null: int | None) -> np.ndarray:
+    """Which canvases [..., C] show open or empty slots alone: bool [...]."""
+    same: np.ndarray = ((shown == mask) | (shown == null)).all(-1)
+    return same
+
+
+def _arrays(row: Row, drafts: Drafts, length: int, aside: np.ndarray) -> tuple[np.ndarray, ...]:
+    """aside: bool [N], whose last slot sees nothing of its canvas but itself, and is not seen."""
     laid = Canvases(
         drafts.target, drafts.locked, drafts.document, drafts.position, np.zeros(len(drafts.document), bool)
     )
     clean_visible, canvas_visible = visibility(row, laid, length, "causal_context")
+    canvas_visible[aside, :-1, -1] = False
+    canvas_visible[aside, -1, -length:-1] = False
     return (
         row.tokens,
         row.position,

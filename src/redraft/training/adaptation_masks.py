@@ -59,6 +59,9 @@ def _rows(batch: AdaptBatch, device: torch.device) -> Rows:
     """Clean rows, then the canvases' side by side: arrays [B, L + N * C]."""
     length, (count, canvases, slots) = batch.clean.shape[1], batch.shown.shape
     anchor = batch.slot_positions[:, :, 0]
+    block = np.broadcast_to(np.arange(canvases)[None, :, None], batch.shown.shape).copy()
+    if slots > 1:  # a last slot that stands aside is a block of its own
+        block[:, :, -1] += canvases * batch.aside
 
     def joined(clean: Any, noisy: Any) -> Tensor:
         """noisy: [B, N, C], [B, N, 1] or a number."""
@@ -74,5 +77,5 @@ def _rows(batch: AdaptBatch, device: torch.device) -> Rows:
             clean_start("causal_context", batch.positions, slots),
             canvas_start("causal_context", anchor, slots)[:, :, None],
         ),
-        block=joined(-1, np.arange(canvases)[None, :, None]),
+        block=joined(-1, block),
     )

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from redraft.denoiser.adapters import adapter_of, canvas_rows
 from redraft.denoiser.heads import Heads
 from redraft.denoiser.transformer import Denoiser, Visibility
-from redraft.training.adaptation_batch import AdaptBatch
+from redraft.training.adaptation_batch import AdaptBatch, blank
 from redraft.training.adaptation_masks import beside, flex_masks
 from redraft.training.adaptation_recipe import Losses
 
@@ -102,7 +102,7 @@ class Pairs:
 class AdaptationObjective(nn.Module):
     """flex: attention by FlexAttention's block masks, which are the dense masks, what is masked left out. base: what
     clean rows that learn are to stay near to. frozen: the adapter learns nothing but its heads, so that no gradient
-    goes through the network."""
+    goes through the network. sharded: layers lie on several processes, which must all run the same ones."""
 
     def __init__(
         self,
@@ -111,9 +111,11 @@ class AdaptationObjective(nn.Module):
         flex: bool = False,
         base: Denoiser | None = None,
         frozen: bool = False,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.settings, self.flex, self.base, self.frozen = model, settings, flex, base, frozen
+        self.sharded = sharded
         self.clean_learns = model.adapter is None
         none = Heads(model.config.hidden_size, 0, 0)
         self.heads = none if model.adapter is None else adapter_of(model).heads
@@ -136,7 +138,7 @@ class AdaptationObjective(nn.Module):
             clean, past = model(to(batch.clean), to(batch.positions), text)
         shown, locked = to(batch.shown.reshape(rows, -1)), to(batch.locked.reshape(rows, -1))
         places = to(batch.slot_positions.reshape(rows, -1))
-        alone = self._blank(batch)
+        alone = self._blank(batch) and not self.sharded
         learns = torch.is_grad_enabled() and not self.frozen
         with torch.set_grad_enabled(learns), canvas_rows(model, True, locked):
             drafted, _ = model(shown, places, own, torch.ones_like(locked), locked, past=past, alone=alone)
@@ -145,10 +147,10 @@ class AdaptationObjective(nn.Module):
     def _blank(self, batch: AdaptBatch) -> bool:
         """Whether all canvases show open or empty slots alone."""
         config = self.model.config
-        return bool(((batch.shown == config.mask_token_id) | (batch.shown == config.null_token_id)).all())
+        return bool(blank(batch.shown, config.mask_token_id, config.null_token_id).all())
 
     def _seen(self, batch: AdaptBatch) -> AdaptBatch:
-        """What runs of a batch: with a shift a draft's last slot predicts none, and decoding leaves it out as well."""
+        """What runs of a batch: where all last slots stand aside (see AdaptBatch) they are left out."""
         return batch.without_last() if self.model.config.shift and self._blank(batch) else batch
 
     def _text(self, batch: AdaptBatch) -> Visibility:
