@@ -8,7 +8,7 @@ weighted so that Hᵀ c is the head's own vector, are that vector times h (exact
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from redraft.sampling.reading import drawn, wanted
 
 # Likeliest tokens of a slot that the token before it is weighed into; the rest hardly ever win.
 CANDIDATES = 64
+MOVES = 4096  # tokens whose move is kept
 # Rows of H that the confidence is read from, for each number of a hidden state: one would do if they were independent,
 # and what 8 bits leave wrong in a logit counts the less the more there are.
 READ_FROM = 2
@@ -43,6 +44,7 @@ class DraftHeads:
     confidence_scale: Array | None = None
     confidence_shift: Array | None = None
     candidates: int = CANDIDATES
+    _moves: dict[int, Array] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -83,6 +85,14 @@ class DraftHeads:
 
     def move(self, previous: int) -> Array:
         """float32 [hidden]: by what the token before a slot moves the slot's hidden state."""
+        moved = self._moves.get(previous)
+        if moved is None:
+            if len(self._moves) >= MOVES:
+                self._moves.clear()
+            moved = self._moves[previous] = self._move(previous)
+        return moved
+
+    def _move(self, previous: int) -> Array:
         assert self.markov_a is not None
         assert self.markov_b is not None
         own = self.embedding[previous].astype(np.float32)

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 # By what the first token of a proposal is less likely to hold where the one before it wasn't foreseen, or was not known
 # to the canvas (measured on redraft-tiny and redraft-135m: 0.65 to 0.85).
 UNFORESEEN = 0.75
@@ -44,27 +42,46 @@ def starts(sure: Sequence[float], drafted: int, rows: int, luck: float, prices: 
     sure: chances of the proposal's tokens, each if those before it hold. luck: the same of a canvas's usual token. A
     canvas further to the front is lost in fewer cases, and has fewer slots left behind what is accepted.
     """
-    most = len(sure)
-    exactly = np.cumprod(np.array([1.0, *sure])) * (1 - np.array([*sure, 0.0]))
-    fresh = [
-        max(drafted - late, 0) for late in range(most + 1)
-    ]  # drafted ones left, so many tokens behind a canvas's start
-    held = [_in_a_row(luck, count) for count in fresh]
-    worth = [prices.worth(UNFORESEEN * tokens, count) for tokens, count in zip(held, fresh, strict=True)]
-    brings = np.zeros((most + 1, most + 1))  # by start and by how many tokens hold
-    for start in range(most + 1):
-        brings[start, start:] = worth[: most + 1 - start]
-    brings[most, most] = prices.worth(held[0], fresh[0])
+    most, at_least = len(sure), 1.0
+    exactly = []  # chances that just so many tokens hold
+    for own in (*sure, 0.0):
+        exactly.append(at_least * (1 - own))
+        at_least *= own
+    worth = [_left(late, drafted, luck, prices) for late in range(most + 1)]
+    whole = prices.worth(
+        _in_a_row(luck, drafted), drafted
+    )  # of a canvas behind a proposal that holds as a whole
     chosen: set[int] = set()
-    have, cost = np.zeros(most + 1), prices.canvas + prices.slot * rows
+    have, cost = [0.0] * (most + 1), prices.canvas + prices.slot * rows
     while len(chosen) <= most:
-        gains = np.maximum(brings - have, 0) @ exactly
-        best = int(gains.argmax())
+        gains = [
+            sum(
+                exactly[held] * max(_brings(start, held, most, worth, whole) - have[held], 0.0)
+                for held in range(start, most + 1)
+            )
+            for start in range(most + 1)
+        ]
+        best = max(range(most + 1), key=gains.__getitem__)
         if best in chosen or gains[best] < cost:
             break
         chosen.add(best)
-        have, cost = np.maximum(have, brings[best]), prices.slot * rows
+        have = [
+            max(had, _brings(best, held, most, worth, whole)) if held >= best else had
+            for held, had in enumerate(have)
+        ]
+        cost = prices.slot * rows
     return sorted(chosen)
+
+
+def _left(late: int, drafted: int, luck: float, prices: Prices) -> float:
+    """Worth of what a canvas of so many drafts leaves where `late` tokens behind its start hold, and then one fails."""
+    left = max(drafted - late, 0)
+    return prices.worth(UNFORESEEN * _in_a_row(luck, left), left)
+
+
+def _brings(start: int, held: int, most: int, worth: Sequence[float], whole: float) -> float:
+    """Worth of a canvas behind `start` tokens of `most` where `held` of them hold."""
+    return whole if start == held == most else worth[held - start]
 
 
 def _in_a_row(luck: float, count: int) -> float:
