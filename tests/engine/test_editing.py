@@ -130,23 +130,32 @@ def judged(events: list[Step | Commit]) -> list[tuple[tuple[int, ...], float | N
     return [(event.tokens, event.ar_nll) for event in events if isinstance(event, Commit)]
 
 
-def tried(requests: list[Request]) -> list[list[tuple[tuple[int, ...], float | None]]]:
+def tried(requests: list[Request], **network: Any) -> list[list[tuple[tuple[int, ...], float | None]]]:
     """Tokens and nats of every canvas, the requests side by side."""
-    engine = Engine(backend(), token_bytes)
+    engine = Engine(backend(**network), token_bytes)
     events = finish(engine, tickets := [engine.submit(request) for request in requests])
     return [judged(events[ticket]) for ticket in tickets]
 
 
-def test_trials_join_nothing_and_are_read_with_what_is_behind_them() -> None:
-    request = asked(canvases=(*TRIALS, FILL, *TRIALS))
-    before, kept, after = np.split(np.array(tried([request])[0], dtype=object), [3, 4])
-    assert [tokens for tokens, _ in kept] == [tokens for tokens, _ in tried([asked(canvases=(FILL,))])[0]]
-    assert kept[0][1] is None
+@pytest.mark.parametrize("network", [{}, {"shift": True}])
+@pytest.mark.parametrize("fills", [1, 3])
+def test_trials_join_nothing_and_are_read_with_what_is_behind_them(
+    network: dict[str, Any], fills: int
+) -> None:
+    """With a shift the first slot of each is read off the last token before it, which trials leave as it was."""
+    trials = tuple(replace(trial, fills=fills) for trial in TRIALS)
+    request = asked(canvases=(*trials, FILL, *trials))
+    found = tried([request], **network)[0]
+    last = next(i for i, (_, nats) in enumerate(found) if nats is None)
+    assert last >= len(trials)
+    before, kept, after = found[:last], found[last : last + 1], found[last + 1 :]
+    alone = [tried([asked(canvases=(canvas,))], **network)[0] for canvas in (*trials, FILL)]
+    assert [tokens for tokens, _ in before + kept] == [tokens for of in alone for tokens, _ in of]
     for trials, text in ((before, request.prompt), (after, request.prompt + kept[0][0])):
         for tokens, nats in trials:
             whole = np.array(text + tokens + (7, 9), np.int64)
             assert nats == pytest.approx(
-                likelihood(backend(), whole, replicates=0, given=len(text)).ar_nll, abs=1e-4
+                likelihood(backend(**network), whole, replicates=0, given=len(text)).ar_nll, abs=1e-4
             )
 
 

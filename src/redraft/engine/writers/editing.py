@@ -59,7 +59,8 @@ class Editing(Diffusion):
             return super().after_pass(result)
         read = np.array((*self._tried, *self._current.behind), dtype=np.int64)
         rows = result.encode[len(result.encode) - len(read) - 1 : -1]
-        self.context.truncate(len(self.text))
+        # A shifted canvas reads its first slot off the text's last token, which is encoded anew with the next one.
+        self.context.truncate(len(self.text) - self.config.shift)
         event = Commit(self.canvases, self._tried, self.nfe, ar_nll=self._nll(rows, read))
         self._tried = None
         return [self._next(event)]
