@@ -101,3 +101,16 @@ def test_with_the_shipped_adapter_ar_is_the_base_and_verified_is_ar(
         assert verified.token_ids == ar.token_ids
         spared += ar.nfe - verified.nfe
     assert spared > 0  # drafts are accepted now and then
+
+
+@pytest.mark.skipif(not ADAPTER.exists(), reason="the adapter lies in a checkout, not in the package")
+def test_with_the_shipped_adapter_it_fills_what_both_sides_tell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the left alone nothing says which numbers are added, nor how many tokens are missing."""
+    monkeypatch.setenv("REDRAFT_HOME", str(folder.parents[1]))
+    model = redraft.load(ADAPTER)
+    before, behind = "def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n"
+    filled = model.fill(before, behind, max_tokens=6, seed=0)
+    assert filled.text == "a + b"
+    assert filled.full_text == before + "a + b" + behind
