@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from redraft.engine import Commit, Engine, Request, Step
 from redraft.engine.backend import Pass, PassResult
 from redraft.engine.backends.torch_backend import TorchBackend
+from redraft.engine.writers import base
 from redraft.engine.writers.drafting import Prices, starts
 from redraft.engine.writers.leftovers import Leftovers
 from redraft.engine.writers.verified import Verified
@@ -80,14 +81,23 @@ def scripted(wrong: dict[int, int], **changes: Any) -> Script:
 
 
 def test_the_rest_of_a_proposal_is_proposed_again_behind_its_mistake() -> None:
-    """Positions 2 to 6 are proposed with 4 wrong; AR puts its own there, and 5 and 6 come again."""
-    script = scripted({4: 40})
-    assert script.passes[1][:2] == (1, [4, 5, 40, 7, 8])
-    first, proposal, _ = script.passes[2]
-    assert first == 4
-    assert proposal[:2] == [7, 8]
-    assert script.passes[3][0] == 7
-    assert scripted({4: 40}, draft_layout="strided").passes[3][0] == 5
+    """Positions 1 to 5 are proposed with 3 wrong; AR puts its own there, and 4 and 5 come again."""
+    script = scripted({3: 40})
+    assert script.passes[0][:2] == (0, [3, 4, 40, 6, 7])
+    first, proposal, _ = script.passes[1]
+    assert first == 3
+    assert proposal[:2] == [6, 7]
+    assert script.passes[2][0] == 6
+    assert scripted({3: 40}, draft_layout="strided").passes[2][0] == 3
+
+
+def test_the_first_draft_comes_beside_the_prompt() -> None:
+    """So that no evaluation writes a single token for want of one; with a prompt in pieces beside the last."""
+    assert scripted({}).passes[0][:2] == (0, [3, 4, 5, 6, 7])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "PREFILL_CHUNK", 2)
+        assert scripted({}).passes[0][:2] == (0, [3, 4, 5, 6, 7])
+    assert scripted({}, draft_layout="strided").passes[0][:2] == (0, [])
 
 
 def test_a_canvas_in_front_of_what_is_accepted_still_counts() -> None:

@@ -84,8 +84,14 @@ class Writer(ABC):
         start = self.context.length
         block = self.config.canvas_length if self.config.layout == "block_causal" else 1
         stop = min(start + max(PREFILL_CHUNK // block, 1) * block, self._to_read)
-        logits = self.encode_prompt if stop == self._to_read else "none"
-        return Pass(self.context, np.array(self.text[start:stop], dtype=np.int64), logits)
+        encode = np.array(self.text[start:stop], dtype=np.int64)
+        if stop < self._to_read:
+            return Pass(self.context, encode, "none")
+        return self.reading_ends(Pass(self.context, encode, self.encode_prompt))
+
+    def reading_ends(self, p: Pass) -> Pass:
+        """The pass that reads the prompt's last tokens."""
+        return p
 
     def absorb(self, result: PassResult) -> list[Event]:
         """What that evaluation brought."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from redraft.sampling import Canvas
 
+WHOLE = 4  # times the bytes of a view that it may keep from being freed
+
 
 @dataclass(frozen=True, eq=False)
 class Leftovers:
@@ -32,12 +34,14 @@ class Leftovers:
         newest: dict[int, np.ndarray] = {}
         if drafts and logits is not None:
             each = len(logits) // len(drafts)
+            kept_as = _as_they_lie if _nearly_alone(logits) else np.copy
             for number, (behind, canvas) in enumerate(drafts.items()):
                 if behind <= accepted:
                     own = logits[number * each : (number + 1) * each]
                     places = (canvas.position + canvas.wanted).tolist()
-                    # Copies: a view would hold the logits of all requests that shared the evaluation.
-                    newest |= {at: row.copy() for at, row in zip(places, own, strict=True) if at >= position}
+                    newest |= {
+                        at: kept_as(row) for at, row in zip(places, own, strict=True) if at >= position
+                    }
         return Leftovers(kept | newest, frozenset(newest))
 
     def of(self, position: int, most: int) -> np.ndarray | None:
@@ -47,3 +51,13 @@ class Leftovers:
         while stop < position + most and stop in self.rows:
             stop += 1
         return np.stack([self.rows[at] for at in range(position, stop)]) if stop > position else None
+
+
+def _nearly_alone(logits: np.ndarray) -> bool:
+    """Whether these rows are a good part of the array that a view of them would keep; where many requests shared the
+    evaluation it holds the logits of all."""
+    return logits.base is None or logits.base.nbytes <= WHOLE * logits.nbytes
+
+
+def _as_they_lie(row: np.ndarray) -> np.ndarray:
+    return row

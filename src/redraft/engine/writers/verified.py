@@ -85,8 +85,13 @@ class Verified(Writer):
             remask=None,
         )
 
+    def reading_ends(self, p: Pass) -> Pass:
+        """A first draft comes beside the prompt's last tokens."""
+        self._drafts = self._begin(self.limit - self.context.length - len(p.encode)) if self._keeps else {}
+        return self._with_drafts(p)
+
     def after_prompt(self, result: PassResult) -> list[Event]:
-        return [self._verify(result.encode)]
+        return self._after_encoding(result)
 
     def next_pass(self) -> Pass:
         """Encodes the chosen token and the proposal, or nothing while a canvas still needs steps."""
@@ -100,21 +105,23 @@ class Verified(Writer):
         encode = np.concatenate((pending, np.array(self._proposal, dtype=np.int64)))
         self._drafts = self._begin(room - len(self._proposal))
         self._bare = 0 if self._drafts else self._bare + 1
+        made = self._with_drafts(Pass(self.context, encode, "all"))
+        self._reckon(len(encode) - 1, made.slots, canvas=bool(self._drafts))
+        return made
+
+    def _with_drafts(self, p: Pass) -> Pass:
+        """With the canvases under way, which stand behind so many of the proposal's tokens that it encodes last."""
         canvases = list(self._drafts.values())
-        ahead = self._ahead
-        tokens = [c.tokens[: len(c.tokens) - ahead] for c in canvases]
-        self._reckon(len(encode) - 1, sum(map(len, tokens)), canvas=bool(canvases))
         if not canvases:
-            return Pass(self.context, encode, "all")
-        slots = len(canvases[0].tokens)
-        alone = len(canvases) == 1 and len(self._proposal) in self._drafts
-        return Pass(
-            self.context,
-            encode,
-            "all",
-            canvas=np.concatenate(tokens),
+            return p
+        ahead, slots = self._ahead, len(canvases[0].tokens)
+        before, proposed = len(p.encode) - len(self._proposal), len(self._proposal)
+        alone = len(canvases) == 1 and proposed in self._drafts
+        return replace(
+            p,
+            canvas=np.concatenate([c.tokens[: slots - ahead] for c in canvases]),
             canvas_rows=np.concatenate([wanted(c) + i * slots for i, c in enumerate(canvases)]),
-            branches=None if alone else tuple(len(pending) + accepted for accepted in self._drafts),
+            branches=None if alone else tuple(before + accepted for accepted in self._drafts),
             ahead=ahead,
         )
 
@@ -144,26 +151,28 @@ class Verified(Writer):
         return canvas.after(settled=_first(settings.canvas_length))
 
     def after_pass(self, result: PassResult) -> list[Event]:
-        events: list[Event] = []
-        logits = result.canvas
         if len(result.encode):
-            drafts, self._drafts = self._drafts, {}
-            events.append(self._verify(result.encode))
-            accepted = len(events[0].tokens) - 1
-            if self.done:
-                return events
-            if self._keeps:
-                self._left = self._left.after(len(self.output.tokens), accepted, drafts, logits)
-                return events + self._draft_from_left()
-            if accepted not in drafts:
-                return events
-            assert logits is not None
-            self.canvas = drafts[accepted]
-            number, each = list(drafts).index(accepted), len(logits) // len(drafts)
-            logits = logits[number * each : (number + 1) * each]
+            return self._after_encoding(result)
         assert self.canvas is not None
+        assert result.canvas is not None
+        return self._draft(self.canvas, result.canvas)
+
+    def _after_encoding(self, result: PassResult) -> list[Event]:
+        """What AR chose, and the next proposal or the canvas that it will come from."""
+        (drafts, self._drafts), logits = (self._drafts, {}), result.canvas
+        verdict = self._verify(result.encode)
+        accepted = len(verdict.tokens) - 1
+        if self.done:
+            return [verdict]
+        if self._keeps:
+            self._left = self._left.after(len(self.output.tokens), accepted, drafts, logits)
+            return [verdict, *self._draft_from_left()]
+        if accepted not in drafts:
+            return [verdict]
         assert logits is not None
-        return events + self._draft(self.canvas, logits)
+        self.canvas = drafts[accepted]
+        number, each = list(drafts).index(accepted), len(logits) // len(drafts)
+        return [verdict, *self._draft(self.canvas, logits[number * each : (number + 1) * each])]
 
     def _draft_from_left(self) -> list[Event]:
         """What is known of the places that follow, read as one canvas behind AR's own token, which is its first."""
