@@ -91,15 +91,15 @@ def evaluations(right: int, layout: str) -> int:
 
 
 def test_proposals_that_are_right_save_evaluations() -> None:
-    """Token 1 comes with the prompt, 2 with the first draft, then 8 an evaluation: 7 proposed and AR's next."""
-    assert evaluations(7, "strided") == evaluations(7, "branches") == 1 + 4
-    assert evaluations(7, "separate") == 7  # which bring 1, 8, 1, 8, … tokens
+    """Token 1 and the first draft come with the prompt, then 8 tokens an evaluation: 7 proposed and AR's next."""
+    assert evaluations(7, "strided") == evaluations(7, "branches") == 4
+    assert evaluations(7, "separate") == 7  # which bring 8, 1, 8, 1, … tokens
 
 
 def test_a_branch_saves_the_evaluation_behind_a_mistake() -> None:
     """With 2 of 7 right an evaluation brings 3 tokens; what was drafted behind all 7 is lost, a branch is not."""
-    assert evaluations(2, "branches") == 1 + 9
-    assert evaluations(2, "strided") == evaluations(2, "separate") == 14  # 1, 3, 1, 3, … tokens
+    assert evaluations(2, "branches") == 10
+    assert evaluations(2, "strided") == evaluations(2, "separate") == 14  # 3, 1, 3, 1, … tokens
 
 
 def test_where_drafts_never_pay_few_are_made() -> None:

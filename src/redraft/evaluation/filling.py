@@ -41,10 +41,10 @@ AT_ONCE = 8  # of them
 # Options of a fill; without max_tokens it is told the true length.
 WAYS: dict[str, dict[str, Any]] = {
     UNKNOWN: {"max_tokens": MOST},
-    "unknown, 4 fills a length": {"max_tokens": MOST, "fills": SEVERAL},
+    "unknown, 4 fills a length": {"max_tokens": MOST, "fills": SEVERAL, "temperature": 0.0},
     "unknown, by nulls": {"max_tokens": MOST, "candidates": 1},
     ORACLE: {},
-    "oracle length, 4 fills": {"fills": SEVERAL},
+    "oracle length, 4 fills": {"fills": SEVERAL, "temperature": 0.0},
     FROM_THE_LEFT: {},
 }
 _WORD = re.compile(r"\S+")

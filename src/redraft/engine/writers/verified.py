@@ -87,7 +87,7 @@ class Verified(Writer):
 
     def reading_ends(self, p: Pass) -> Pass:
         """A first draft comes beside the prompt's last tokens."""
-        self._drafts = self._begin(self.limit - self.context.length - len(p.encode)) if self._keeps else {}
+        self._drafts = self._begin(self.limit - self.context.length - len(p.encode))
         return self._with_drafts(p)
 
     def after_prompt(self, result: PassResult) -> list[Event]:
