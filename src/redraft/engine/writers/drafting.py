@@ -48,9 +48,8 @@ def starts(sure: Sequence[float], drafted: int, rows: int, luck: float, prices: 
         exactly.append(at_least * (1 - own))
         at_least *= own
     worth = [_left(late, drafted, luck, prices) for late in range(most + 1)]
-    whole = prices.worth(
-        _in_a_row(luck, drafted), drafted
-    )  # of a canvas behind a proposal that holds as a whole
+    # Of a canvas behind a proposal that holds as a whole.
+    whole = prices.worth(_in_a_row(luck, drafted), drafted)
     chosen: set[int] = set()
     have, cost = [0.0] * (most + 1), prices.canvas + prices.slot * rows
     while len(chosen) <= most:
