@@ -32,16 +32,17 @@ from redraft.training.ship import pin, ship_adapter
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("ship", "tune", "measure", "card", "pin")
 LENGTHS = (3, 4, 5, 6, 8, 12, 16)  # of canvases that draft
-TUNING = Acceptance(tokens=48, seed=1)
+TUNING = Acceptance(tokens=96, seed=1)
+REPEATS = 150  # of each evaluation whose cost is measured: a busy neighbour moves the median of a few by a tenth
 
 
-def tune(folder: Path, prompts: int = 5) -> None:
+def tune(folder: Path, prompts: int = 8) -> None:
     """Rewrites step_costs, row_cost and draft_length; the last at the others."""
     model = redraft.load(folder)
     asked = [
         p for domain in load_domains(model, prompts, TUNING.tokens, seed=TUNING.seed) for p in domain.prompts
     ]
-    found = costs(model, unpadded(model.backend), asked[0])
+    found = costs(model, unpadded(model.backend), asked[0], repeats=REPEATS)
     prices = {"step_costs": step_costs(found), "row_cost": row_cost(found)}
     report.tune(folder, lambda raw: raw | prices)
     model = redraft.load(folder)
