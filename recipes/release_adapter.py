@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("ship", "tune", "measure", "card", "pin")
 LENGTHS = (3, 4, 5, 6, 8, 12, 16)  # of canvases that draft
 TUNING = Acceptance(tokens=96, seed=1)
-REPEATS = 150  # of each evaluation whose cost is measured: a busy neighbour moves the median of a few by a tenth
+REPEATS = 150  # of each evaluation that is priced: a busy neighbour moves the median of a few by a tenth
 
 
 def tune(folder: Path, prompts: int = 8) -> None:
