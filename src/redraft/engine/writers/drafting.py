@@ -47,40 +47,24 @@ def starts(sure: Sequence[float], drafted: int, rows: int, luck: float, prices: 
     for own in (*sure, 0.0):
         exactly.append(at_least * (1 - own))
         at_least *= own
-    worth = [_left(late, drafted, luck, prices) for late in range(most + 1)]
-    # Of a canvas behind a proposal that holds as a whole.
-    whole = prices.worth(_in_a_row(luck, drafted), drafted)
+    left = [max(drafted - late, 0) for late in range(most + 1)]  # so many tokens behind a canvas's start
+    worth = [prices.worth(UNFORESEEN * _in_a_row(luck, count), count) for count in left]
+    # By start and by how many tokens hold.
+    brings = [[0.0] * start + worth[: most + 1 - start] for start in range(most + 1)]
+    brings[most][most] = prices.worth(_in_a_row(luck, drafted), drafted)
     chosen: set[int] = set()
     have, cost = [0.0] * (most + 1), prices.canvas + prices.slot * rows
     while len(chosen) <= most:
         gains = [
-            sum(
-                exactly[held] * max(_brings(start, held, most, worth, whole) - have[held], 0.0)
-                for held in range(start, most + 1)
-            )
-            for start in range(most + 1)
+            sum(p * max(new - old, 0.0) for p, new, old in zip(exactly, row, have, strict=True))
+            for row in brings
         ]
         best = max(range(most + 1), key=gains.__getitem__)
         if best in chosen or gains[best] < cost:
             break
         chosen.add(best)
-        have = [
-            max(had, _brings(best, held, most, worth, whole)) if held >= best else had
-            for held, had in enumerate(have)
-        ]
-        cost = prices.slot * rows
+        have, cost = list(map(max, have, brings[best])), prices.slot * rows
     return sorted(chosen)
-
-
-def _left(late: int, drafted: int, luck: float, prices: Prices) -> float:
-    """Worth of what a canvas of so many drafts leaves where `late` tokens behind its start hold, and then one fails."""
-    left = max(drafted - late, 0)
-    return prices.worth(UNFORESEEN * _in_a_row(luck, left), left)
-
-
-def _brings(start: int, held: int, most: int, worth: Sequence[float], whole: float) -> float:
-    """Worth of a canvas behind `start` tokens of `most` where `held` of them hold."""
-    return whole if start == held == most else worth[held - start]
 
 
 def _in_a_row(luck: float, count: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from redraft.sampling import Canvas
 
-WHOLE = 4  # times the bytes of a view that it may keep from being freed
+AT_MOST = 4  # times its own bytes that a view may keep from being freed
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Leftovers:
 def _nearly_alone(logits: np.ndarray) -> bool:
     """Whether these rows are a good part of the array that a view of them would keep; where many requests shared the
     evaluation it holds the logits of all."""
-    return logits.base is None or logits.base.nbytes <= WHOLE * logits.nbytes
+    return logits.base is None or logits.base.nbytes <= AT_MOST * logits.nbytes
 
 
 def _as_they_lie(row: np.ndarray) -> np.ndarray:
