@@ -154,6 +154,7 @@ def wrong(file: Path) -> list[tuple[list[str | Path], str]]:
         (["edit", here / "fixed", "--apply"], f"{here / 'fixed'} is read-only"),
         (["edit", file, file], f"{file} is named twice"),
         (["edit", file, " "], "the instruction is empty"),
+        (["edit", file, ""], "the instruction is empty"),
         (["edit", file, "polite"], "there is no file polite (an instruction of one word"),
         (["edit", file, "--span", "0:4", "--span", "3:5"], "spans 0:4 and 3:5 overlap"),
         (["edit", file, "--span", "0:400"], "span 0:400 is no part of the text"),

@@ -138,12 +138,12 @@ def _show(diff: str) -> None:
 
 def _told(files: list[str], instruction: str | None) -> tuple[list[str], str | None]:
     """Files and instruction: the last of several arguments is one if it is no file and has white space in it."""
-    if instruction is None and len(files) > 1 and files[-1] != "-" and not Path(files[-1]).exists():
-        if not re.search(r"\s", files[-1].strip()) and files[-1].strip():
-            raise RequestError(
-                f"there is no file {files[-1]} (an instruction of one word: --instruction {files[-1]})"
-            )
-        files, instruction = files[:-1], files[-1]
+    last = files[-1]
+    # An empty one is no file, though Path takes it for the present folder.
+    if instruction is None and len(files) > 1 and last != "-" and not (last and Path(last).exists()):
+        if not re.search(r"\s", last.strip()) and last.strip():
+            raise RequestError(f"there is no file {last} (an instruction of one word: --instruction {last})")
+        files, instruction = files[:-1], last
     if instruction is not None and not instruction.strip():
         raise RequestError("the instruction is empty: say what to change")
     twice = next((name for at, name in enumerate(files) if name in files[:at]), None)
