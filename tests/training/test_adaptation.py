@@ -23,7 +23,6 @@ from redraft.training import adaptation_start as start
 from redraft.training.adaptation import Adaptation, adapt
 from redraft.training.adaptation_batch import AdaptBatch
 from redraft.training.adaptation_masks import beside
-from redraft.training.adaptation_objective import divergences
 from redraft.training.data import Corpus
 from redraft.training.flops import Work
 from tests.training.bases import EOS, NAME, finish, make_base, recipe, shake, torchrun, weights
@@ -126,20 +125,6 @@ def test_the_teacher_is_the_ar_self_at_the_same_slot(run: Adaptation) -> None:
         due = base.forward([Pass(base.new_context(64), batch.clean[b, own], "last")])[0].encode[0]
         np.testing.assert_allclose(theirs[i, :-2], due[:-2], atol=2e-4)
         assert (theirs[i, -2:] < -1e30).all()  # mask and null, which AR never writes
-
-
-def test_divergences_are_the_formulas() -> None:
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = (
-        torch.randn(5, 7, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2)
-    )
-    q, p = ours.exp().numpy(), theirs.exp().numpy()
-    kl, tv = divergences(ours, theirs)
-    np.testing.assert_allclose(kl, (p * np.log(p / q)).sum(-1))
-    np.testing.assert_allclose(1 - tv.numpy(), np.minimum(p, q).sum(-1))
-    same = divergences(theirs, theirs)
-    np.testing.assert_allclose(same[0], 0, atol=1e-12)
-    np.testing.assert_allclose(same[1], 0, atol=1e-12)
 
 
 def test_canvases_attend_beside_one_another_as_under_the_whole_mask() -> None:

@@ -74,7 +74,8 @@ def test_sums_are_the_formulas(run: Adaptation) -> None:
         agreeing = torch.arange(len(theirs)) % 3 > 0
         theirs[agreeing, log_q[agreeing].argmax(-1)] += 9
         log_p = torch.log_softmax(theirs, -1)
-    run.objective.taught_by = lambda pairs: log_p.float()  # type: ignore[method-assign]
+    everyone = torch.arange(len(log_p))
+    run.objective.taught_by = lambda pairs: (log_p.float(), everyone)  # type: ignore[method-assign]
     found = dict(zip(NAMES, run.objective(run.batch(range(4))).detached(), strict=True))
     due = brute(pairs, log_q.numpy(), log_p.numpy(), odds)
     own = [name for name in NAMES if name not in ("ar", "kept", "ar_count")]  # the clean rows are the base's

@@ -35,7 +35,7 @@ def live(objective: AdaptationObjective, batch: AdaptBatch) -> Live:
     null = objective.model.config.null_token_id
     assert null is not None
     pairs = objective.pairs(batch)
-    theirs = torch.cat([pairs.row[:0], *(objective.taught_by(part).argmax(-1) for part in pairs.portions())])
+    theirs = torch.cat([pairs.row[:0], *(objective.favoured(part) for part in pairs.portions())])
     canvases = batch.document.size
     before = pairs.slot.new_full((canvases,), -1)
     alive = torch.ones(canvases, dtype=torch.bool, device=before.device)

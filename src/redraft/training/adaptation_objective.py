@@ -25,6 +25,7 @@ from redraft.denoiser.transformer import Denoiser, Visibility
 from redraft.training.adaptation_batch import AdaptBatch, blank
 from redraft.training.adaptation_masks import beside, flex_masks
 from redraft.training.adaptation_recipe import Losses
+from redraft.training.divergences import against
 
 CHUNK = 4096  # rows whose logits exist at once: 4096 * 49,152 * 4 bytes is 0.8 GB
 FORGIVEN = 0.8  # factor a slot on the losses behind the first draft that fails (Draft-OPD)
@@ -248,20 +249,20 @@ class AdaptationObjective(nn.Module):
         """The sums named in COMPUTED, float32."""
         part, used = Pairs(*given), self.settings
         hidden = self.moved(part, part.previous)
-        logits = self.model.logits(hidden).float()
-        log_p, log_q = self.taught_by(part), F.log_softmax(logits, -1)
+        logits = self.model.logits(hidden)
+        log_p, teacher = self.taught_by(part)
         learning = part.weight * part.taught
-        each = -log_q.gather(1, part.target[:, None])[:, 0]
-        kl, rejected = divergences(log_q, log_p)
-        same = logits.argmax(-1) == log_p.argmax(-1)
+        each, kl, rejected, same = against(logits, log_p, teacher, part.target)
         none = torch.zeros_like(kl)
         aligned = live = entropy = doubt = none
         if used.hidden:
             theirs = part.clean[part.row].float()
             aligned = 1 - F.cosine_similarity(part.canvas.float(), theirs, dim=-1)
+        if used.on_policy or used.sharpen:
+            log_q = F.log_softmax(logits.float(), -1)
         if used.on_policy:
             behind = behind_failure(part, same)
-            reverse = divergences(log_p, log_q)[0] * FORGIVEN ** behind.clamp(min=1)
+            reverse = (log_q.exp() * (log_q - log_p[teacher])).sum(-1) * FORGIVEN ** behind.clamp(min=1)
             live = torch.where(behind > 0, reverse, kl)
         if used.sharpen:
             entropy = torch.where(same, -(log_q.exp() * log_q).sum(-1), none)
@@ -292,10 +293,16 @@ class AdaptationObjective(nn.Module):
             embedded = self.model.model.embed_tokens(previous) * pairs.taught[:, None]
         return self.heads.move(pairs.canvas, embedded)
 
-    def taught_by(self, pairs: Pairs) -> Tensor:
-        """The AR self's log-probabilities of each slot, float32 [n, V]."""
+    def taught_by(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The AR self's log-probabilities of the clean rows that teach, float32 [m, V], and which of them teaches each
+        slot, int64 [n]."""
         rows, inverse = pairs.row.unique(return_inverse=True)
-        return F.log_softmax(self.teacher(pairs.clean[rows]), -1)[inverse]
+        return F.log_softmax(self.teacher(pairs.clean[rows]), -1), inverse
+
+    def favoured(self, pairs: Pairs) -> Tensor:
+        """The AR self's likeliest token of each slot, int64 [n]."""
+        log_p, teacher = self.taught_by(pairs)
+        return log_p.argmax(-1)[teacher]
 
     @torch.no_grad()
     def teacher(self, clean: Tensor) -> Tensor:
@@ -337,15 +344,6 @@ def behind_failure(pairs: Pairs, same: Tensor) -> Tensor:
     return pairs.slot - first[pairs.number]
 
 
-def divergences(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p || q) and the total variation between them, of log-probabilities [n, V]: nats and 0..1, each [n].
-
-    1 - TV is the chance that speculative sampling accepts a token drawn from ours (Leviathan et al., 2023).
-    """
-    p = log_p.exp()
-    return (p * (log_p - log_q)).sum(-1), 0.5 * (p - log_q.exp()).abs().sum(-1)
-
-
 @torch.no_grad()
 def accepted(objective: AdaptationObjective, batch: AdaptBatch) -> np.ndarray:
     """Of each canvas in use, how many drafted tokens in a row are the AR self's likeliest: int64 [canvases].
@@ -358,8 +356,8 @@ def accepted(objective: AdaptationObjective, batch: AdaptBatch) -> np.ndarray:
     wanted = torch.from_numpy((batch.weight > 0) | (batch.fill > 0))
     same = []
     for part in pairs.portions():
-        ours, theirs = objective.model.logits(part.canvas).argmax(-1), objective.taught_by(part)
-        same.append((ours == theirs.argmax(-1)) & (part.taught > 0))
+        ours = objective.model.logits(part.canvas).argmax(-1)
+        same.append((ours == objective.favoured(part)) & (part.taught > 0))
     if same:
         agree[wanted] = torch.cat(same).cpu()
     run = agree[:, :, 1:].long().cumprod(-1).sum(-1).numpy()
