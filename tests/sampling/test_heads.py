@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from redraft.errors import RedraftError, RequestError
 from redraft.sampling import NoiseKey, SamplerSettings, SlotVocabulary, begin
 from redraft.sampling.canvas import Canvas
-from redraft.sampling.heads import CANDIDATES, READ_FROM, DraftHeads, draft
+from redraft.sampling.heads import CANDIDATES, READ_FROM, DraftHeads, _likeliest, draft
 from redraft.sampling.noise import gumbel
 from redraft.sampling.reading import read
 
@@ -116,13 +118,32 @@ def test_few_candidates_change_only_the_likeliest() -> None:
     w1, w2 = tables(own)
     previous = 5
     for before, after, token in zip(plain, logits, tokens.tolist(), strict=True):
-        top = np.argsort(before)[-10:]
+        top = np.flatnonzero(after != before)
+        assert 10 <= len(top) < 20
+        assert before[top].min() > np.delete(before, top).max()
         more = w1[previous] @ w2
         np.testing.assert_allclose(after[top], (before + more - more.mean())[top], atol=1e-4)
         rest = np.setdiff1d(np.arange(SIZE), top)
         np.testing.assert_array_equal(after[rest], before[rest])
         previous = token
     assert own.candidates < CANDIDATES <= SIZE
+
+
+@given(
+    logits=st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=400),
+    count=st.integers(1, 12),
+)
+def test_candidates_are_the_likeliest(logits: list[float], count: int) -> None:
+    values = np.array(logits, np.float32)
+    few = _likeliest(values, count)
+    assert len(few) >= min(count, len(values))
+    others = np.delete(values, few)
+    assert not len(others) or values[few].min() > others.max()
+
+
+def test_candidates_are_few() -> None:
+    values = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    assert CANDIDATES <= len(_likeliest(values, CANDIDATES)) < 1.2 * CANDIDATES
 
 
 def test_an_empty_slot_is_passed_over_and_a_settled_one_is_known() -> None:

@@ -20,6 +20,7 @@ from redraft.sampling.reading import drawn, wanted
 
 # Likeliest tokens of a slot that the token before it is weighed into; the rest hardly ever win.
 CANDIDATES = 64
+GROUPS = 24  # of the vocabulary, for each of these
 MOVES = 4096  # tokens whose move is kept
 # Rows of H that the confidence is read from, for each number of a hidden state: one would do if they were independent,
 # and what 8 bits leave wrong in a logit counts the less the more there are.
@@ -172,7 +173,17 @@ def draft(
 def _correct(logits: Array, move: Array, heads: DraftHeads) -> None:
     """Adds H times the move to the largest logits [V], in place; less its mean over all tokens, which stands for what
     the others aren't given (softmax doesn't see what is the same for all)."""
-    count = min(heads.candidates, len(logits))
-    edge = np.partition(logits, len(logits) - count)[len(logits) - count]
-    few = np.flatnonzero(logits >= edge)
+    few = _likeliest(logits, heads.candidates)
     logits[few] += heads.output[few] @ move - heads.mean_output @ move
+
+
+def _likeliest(logits: Array, count: int) -> Array:
+    """int64 [m]: which are the largest of logits [V], at least `count` of them. The edge is the count-th of the maxima
+    of `count` groups or more, which is quicker to find than the count-th of all and hardly lower."""
+    if len(logits) <= count:
+        return np.arange(len(logits))
+    groups = min(GROUPS * count, len(logits))
+    each = len(logits) // groups
+    highest = logits[: groups * each].reshape(each, groups).max(0)
+    edge = np.partition(highest, groups - count)[groups - count]
+    return np.flatnonzero(logits >= edge)

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from redraft.denoiser.config import DenoiserConfig
 from redraft.engine.backend import Pass, PassResult
@@ -109,9 +110,9 @@ class Runner:
             if self._views.get(group) == key:
                 continue
             for name, array in zip(cache_names(self.config, group), view.arrays(), strict=True):
-                where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
-                self.binding.bind_input(name, *where)
-                self.binding.bind_output(f"{name}.next", *where)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array)  # the same memory
+                self.binding.bind_ortvalue_input(name, value)
+                self.binding.bind_ortvalue_output(f"{name}.next", value)
             self._views[group] = key
 
     def _write_frames(self, shares: tuple[tuple[Share, ...], ...], views: Sequence[CacheView]) -> None:
