@@ -35,7 +35,16 @@ def base(**changes: Any) -> Denoiser:
 # What an adapter may leave out.
 FAR = {"targets": ("q_proj", "gate_proj", "down_proj"), "first_layer": 1, "gains": False}
 LATE = {"canvas_entry": 1}
-REACHES = [{}, {"targets": ("v_proj", "o_proj", "up_proj")}, {"gains": False}, {"first_layer": 1}, FAR, LATE]
+SOME = {"exclude": r".*layers\.1\.self_attn\..*|.*layers\.0\.mlp\.up_proj", "gains": False}
+REACHES = [
+    {},
+    {"targets": ("v_proj", "o_proj", "up_proj")},
+    {"gains": False},
+    {"first_layer": 1},
+    FAR,
+    LATE,
+    SOME,
+]
 
 
 def adapted(

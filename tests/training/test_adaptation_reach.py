@@ -162,6 +162,26 @@ def test_a_draft_is_trained_as_it_is_decoded(data: Path, tmp_path: Path, trained
     assert run.objective._seen(whole) is whole
 
 
+def test_what_is_excluded_gets_no_part_and_is_left_out_of_a_start(
+    data: Path, tmp_path: Path, trained: Path
+) -> None:
+    run = begun(data, tmp_path / "run", start=str(trained), exclude=r".*layers\.1\.self_attn\..*|.*up_proj")
+    parts = set(adapters.adapter_of(run.model).parts)
+    theirs = {
+        name for name in adapters.adapter_of(begun(data, tmp_path / "whole").model).parts if "proj" in name
+    }
+    assert theirs - parts == {n for n in theirs if "layers/1/self_attn" in n or n.endswith("up_proj")}
+    folder = run.train()
+    assert AdapterConfig.read(folder).exclude == r".*layers\.1\.self_attn\..*|.*up_proj"
+    written = [
+        redraft.load(str(tmp_path / "run"), backend=backend)
+        .generate("ab", max_tokens=8, decode="verified", temperature=0.0)
+        .token_ids
+        for backend in ("torch", "onnx")
+    ]
+    assert written[0] == written[1]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
@@ -173,6 +193,8 @@ def test_a_draft_is_trained_as_it_is_decoded(data: Path, tmp_path: Path, trained
         ("gains", "no", "gains must be true or false"),
         ("first_layer", True, "first_layer must be a whole number of at least 0"),
         ("first_layer", -1, "first_layer must be a whole number of at least 0"),
+        ("exclude_modules", "(", "exclude_modules must be a regular expression: missing "),
+        ("exclude_modules", ["k_proj"], "exclude_modules must be a regular expression"),
         ("canvas_entry", 0, "canvas_entry must be a whole number of at least 1, or null"),
         ("canvas_entry", True, "canvas_entry must be a whole number of at least 1, or null"),
     ],
@@ -182,7 +204,7 @@ def test_an_adapters_file_that_names_something_else_gets_one_line(
 ) -> None:
     path = complete(trained)[-1] / "adapter_config.json"
     raw = json.loads(path.read_text())
-    where = raw if key in raw else raw["redraft"]
+    where = raw if key in raw or key == "exclude_modules" else raw["redraft"]
     where[key] = value
     path.write_text(json.dumps(raw))
     with pytest.raises(RequestError, match=line) as caught:
@@ -194,6 +216,7 @@ def test_an_adapters_file_that_names_something_else_gets_one_line(
     ("adapter", "line"),
     [
         ({"first_layer": 2}, "first_layer is 2, but the base's last layer is number 1"),
+        ({"exclude": "[a"}, "adapter.exclude must be a regular expression: unterminated"),
         ({"canvas_entry": 2}, "canvas_entry is 2, but the base's last layer is number 1"),
         (
             {"frozen": True, "markov_rank": 2, "canvas_entry": 1, "first_layer": 1},

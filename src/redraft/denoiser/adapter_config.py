@@ -22,19 +22,23 @@ TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_pro
 
 @dataclass(frozen=True)
 class Reach:
-    """Where an adapter acts: LoRA of this rank on the `targets` of the layers from number `first_layer` on and, with
-    gains, RMSNorm gains of the canvas's own in these layers and behind the last."""
+    """Where an adapter acts: LoRA of this rank on the `targets` of the layers from number `first_layer` on, but for
+    modules whose whole name `exclude` matches (a regular expression, as PEFT's exclude_modules), and, with gains,
+    RMSNorm gains of the canvas's own in these layers and behind the last."""
 
     rank: int
     targets: tuple[Target, ...] = TARGETS
     first_layer: int = 0
     gains: bool = True
+    exclude: str | None = None
 
     def acts(self, name: str) -> bool:
         """Whether a module of the base of this name ("model.layers.3.mlp.up_proj") has a part of the adapter."""
         found = re.fullmatch(r"model\.layers\.(\d+)\..*?(\w+)", name)
         if found is None:
             return self.gains and name == "model.norm"
+        if self.exclude is not None and re.fullmatch(self.exclude, name):
+            return False
         layer, kind = int(found[1]), found[2]
         return layer >= self.first_layer and (self.gains if kind.endswith("norm") else kind in self.targets)
 
@@ -43,8 +47,8 @@ class Reach:
 class AdapterConfig:
     """base: a model's name or folder. rank, alpha: LoRA's; scale is alpha / rank. layers: how many of the base's
     layers are used, from the first on; None: all. markov_rank (0: none), confidence: the heads behind it, see
-    denoiser.heads. targets, first_layer, gains: see Reach; nothing is adapted before the canvas's entry. The rest are
-    fields of the adapted DenoiserConfig.
+    denoiser.heads. targets, first_layer, gains, exclude: see Reach; nothing is adapted before the canvas's entry. The
+    rest are fields of the adapted DenoiserConfig.
     """
 
     base: str
@@ -61,10 +65,12 @@ class AdapterConfig:
     first_layer: int = 0
     gains: bool = True
     canvas_entry: int | None = None
+    exclude: str | None = None
 
     @property
     def reach(self) -> Reach:
-        return Reach(self.rank, self.targets, max(self.first_layer, self.canvas_entry or 0), self.gains)
+        first = max(self.first_layer, self.canvas_entry or 0)
+        return Reach(self.rank, self.targets, first, self.gains, self.exclude)
 
     @property
     def scale(self) -> float:
@@ -124,6 +130,8 @@ class AdapterConfig:
             "bias": "none",
             "redraft": {"gated": True} | {name: getattr(self, name) for name in own},
         }
+        if self.exclude is not None:
+            raw["exclude_modules"] = self.exclude
         write_atomically(folder / ADAPTER_CONFIG, (json.dumps(raw, indent=2) + "\n").encode())
 
     @classmethod
@@ -143,6 +151,7 @@ class AdapterConfig:
                 rank=raw["r"],
                 alpha=raw["lora_alpha"],
                 targets=tuple(raw["target_modules"]),
+                exclude=raw.get("exclude_modules"),
                 **{f.name: own[f.name] for f in dataclasses.fields(cls) if f.name in own},
             )
         except (KeyError, TypeError) as error:
@@ -154,6 +163,7 @@ class AdapterConfig:
         named = raw["target_modules"]
         if not isinstance(named, list) or not named or any(name not in TARGETS for name in named):
             raise RequestError(f"{path}: target_modules must be a list of some of {', '.join(TARGETS)}")
+        check_pattern(found.exclude, f"{path}: exclude_modules")
         if type(found.first_layer) is not int or found.first_layer < 0:
             raise RequestError(f"{path} is malformed: first_layer must be a whole number of at least 0")
         entry = found.canvas_entry
@@ -166,3 +176,12 @@ class AdapterConfig:
         if not isinstance(found.markov_rank, int) or found.markov_rank < 0:
             raise RequestError(f"{path} is malformed: markov_rank must be a whole number of at least 0")
         return found
+
+
+def check_pattern(pattern: Any, name: str) -> None:
+    """Raises RequestError unless it is None or a regular expression; name: what to call it."""
+    try:
+        if pattern is not None:
+            re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise RequestError(f"{name} must be a regular expression: {error}") from None

@@ -22,8 +22,9 @@ class AdapterSettings(Section):
     """The adapter's size and the canvas's conventions; see denoiser.adapter_config.
 
     rank, alpha (None: the rank): of method "adapter" alone, as are targets (projections that learn), first_layer (the
-    first that does) and gains (norms of the canvas's own). canvas_entry: the layer at which open and empty slots enter,
-    which makes drafts cheaper; None: the first. shift: canvas row i predicts slot i + 1, as the base's rows do.
+    first that does), exclude (modules that don't, as ".*layers.2[2-9].self_attn.*": a regular expression for whole
+    names) and gains (norms of the canvas's own). canvas_entry: the layer at which open and empty slots enter, which
+    makes drafts cheaper; None: the first. shift: canvas row i predicts slot i + 1, as the base's rows do.
     mask_token, null_token: names of tokens that no text holds; None: taken from those that the tokenizer leaves unused.
 
     Heads for drafts that are verified, see denoiser.heads: markov_rank (0: none; 64 is plenty) and confidence. They
@@ -36,6 +37,7 @@ class AdapterSettings(Section):
     alpha: float | None = Field(default=None, gt=0)
     targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
     first_layer: int = Field(default=0, ge=0)
+    exclude: str | None = None
     gains: bool = True
     canvas_entry: int | None = Field(default=None, ge=1)
     shift: bool = True

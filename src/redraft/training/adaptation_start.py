@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from redraft.denoiser import adapters, families
-from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig
+from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, check_pattern
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.engine.backend import Backend
@@ -52,12 +52,13 @@ def check(recipe: AdaptRecipe, processes: int) -> None:
     if not (recipe.losses.ce or recipe.losses.kl or recipe.losses.acceptance or recipe.losses.fill):
         raise RequestError("losses: all weights are 0, so there is nothing to learn")
     own = recipe.adapter
+    check_pattern(own.exclude, "adapter.exclude")
     if recipe.method == "full" and (own.frozen or own.start or own.markov_rank or own.confidence):
         raise RequestError(
             "method full has no adapter: adapter.frozen, start, markov_rank and confidence are of method adapter"
         )
     usual = AdapterSettings()
-    for name in ("targets", "first_layer", "gains", "canvas_entry"):
+    for name in ("targets", "first_layer", "exclude", "gains", "canvas_entry"):
         if recipe.method == "full" and getattr(own, name) != getattr(usual, name):
             raise RequestError(f"method full has no adapter: adapter.{name} is of method adapter")
     if own.frozen and not (own.markov_rank or own.confidence):
@@ -145,6 +146,7 @@ def adapter_config(recipe: AdaptRecipe, base: ModelFolder) -> AdapterConfig:
         first_layer=own.first_layer,
         gains=own.gains,
         canvas_entry=own.canvas_entry,
+        exclude=own.exclude,
     )
 
 
@@ -195,8 +197,8 @@ def take_over(adapter: adapters.Adapter, start: str, frozen: bool) -> AdapterCon
         )
     if frozen and (theirs.reach, theirs.canvas_entry) != (ours.reach, ours.canvas_entry):
         raise RequestError(
-            f"adapter.frozen: {folder} must stay as it is: give its own rank, targets, first_layer, gains and "
-            "canvas_entry"
+            f"adapter.frozen: {folder} must stay as it is: give its own rank, targets, first_layer, exclude, gains "
+            "and canvas_entry"
         )
     adapters.grow(adapter, folder / ADAPTER_WEIGHTS, theirs, heads)
     return theirs
