@@ -118,6 +118,12 @@ def test_what_is_kept_of_a_run_tells_the_same_as_its_folder(measured: Any, tmp_p
     kept = adapted_card.keep_run(run, "an abacus", tmp_path / "runs")
     assert kept == tmp_path / "runs" / "toy.json"
     assert adapted_card.write(results, folder, [kept]).read_text() == due
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    start = str(tmp_path / "runs" / "first" / "step-000003")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"adapter": {"start": start, "rank": 2}}))
+    told = adapted_card.keep_run(run, "an abacus", tmp_path / "runs").read_text()
+    assert json.loads(told)["recipe"]["adapter"] == {"start": "first/step-000003", "rank": 2}
+    assert str(tmp_path) not in told
     for text, line in (("{}", "holds no record of a run"), ("{", "can't be read")):
         kept.write_text(text)
         with pytest.raises(RequestError, match=line):

@@ -264,12 +264,24 @@ def read_run(run: Path, machine: str) -> dict[str, Any]:
 
 
 def keep_run(run: Path, machine: str, folder: Path) -> Path:
-    """Writes what `read_run` reads of a run, which outlives its folder, to folder/NAME.json, by its recipe's name."""
-    told = read_run(run, machine)
+    """Writes what `read_run` reads of a run, which outlives its folder, to folder/NAME.json, by its recipe's name.
+    Where on a machine its files lay isn't kept."""
+    told = _without_places(read_run(run, machine))
     path = folder / f"{told['recipe']['name']}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     return path
+
+
+def _without_places(told: Any) -> Any:
+    """With the last two names of absolute paths in their place."""
+    if isinstance(told, dict):
+        return {name: _without_places(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_without_places(value) for value in told]
+    if isinstance(told, str) and Path(told).is_absolute():
+        return "/".join(Path(told).parts[1:][-2:])
+    return told
 
 
 def _kept(path: Path) -> dict[str, Any]:
