@@ -216,6 +216,10 @@ def test_an_adapters_file_that_names_something_else_gets_one_line(
     ("adapter", "line"),
     [
         ({"first_layer": 2}, "first_layer is 2, but the base's last layer is number 1"),
+        (
+            {"exclude": r".*layers\.7.*"},
+            "matches no module that the adapter acts on; names are like model.layers.0.",
+        ),
         ({"exclude": "[a"}, "adapter.exclude must be a regular expression: unterminated"),
         ({"canvas_entry": 2}, "canvas_entry is 2, but the base's last layer is number 1"),
         (

@@ -34,11 +34,11 @@ class Reach:
 
     def acts(self, name: str) -> bool:
         """Whether a module of the base of this name ("model.layers.3.mlp.up_proj") has a part of the adapter."""
+        if self.exclude is not None and re.fullmatch(self.exclude, name):
+            return False
         found = re.fullmatch(r"model\.layers\.(\d+)\..*?(\w+)", name)
         if found is None:
             return self.gains and name == "model.norm"
-        if self.exclude is not None and re.fullmatch(self.exclude, name):
-            return False
         layer, kind = int(found[1]), found[2]
         return layer >= self.first_layer and (self.gains if kind.endswith("norm") else kind in self.targets)
 

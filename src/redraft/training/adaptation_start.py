@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,13 @@ import numpy as np
 import torch
 
 from redraft.denoiser import adapters, families
-from redraft.denoiser.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, check_pattern
+from redraft.denoiser.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterConfig,
+    Reach,
+    check_pattern,
+)
 from redraft.denoiser.config import DenoiserConfig
 from redraft.denoiser.transformer import Denoiser
 from redraft.engine.backend import Backend
@@ -157,6 +164,7 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
     dtype = torch.bfloat16 if device.type == "cuda" or recipe.train.bfloat16 else torch.float32
     bare = adapters.cut(families.load(base.path, dtype), settings.layers)
     check_fit(recipe, bare.config)
+    check_exclude(settings.reach, bare)
     model = adapters.attach(bare, settings)
     adapter = adapters.adapter_of(model).float()
     adapter.reset_parameters(model, torch.Generator().manual_seed(recipe.train.seed))
@@ -169,6 +177,17 @@ def network(recipe: AdaptRecipe, base: ModelFolder, device: torch.device) -> Den
         adapter.slots.requires_grad_(False)
         adapter.parts.requires_grad_(False)
     return model.to(device)
+
+
+def check_exclude(reach: Reach, base: Denoiser) -> None:
+    """Raises RequestError for a pattern that takes nothing out of the adapter's reach: it is misspelt."""
+    whole = dataclasses.replace(reach, exclude=None)
+    names = [name for name, _ in base.named_modules()]
+    if reach.exclude is not None and not any(whole.acts(name) and not reach.acts(name) for name in names):
+        raise RequestError(
+            f"adapter.exclude {reach.exclude!r} matches no module that the adapter acts on; names are like "
+            f"{next(name for name in names if whole.acts(name))}"
+        )
 
 
 # What a start and the recipe must agree on.
