@@ -1,8 +1,8 @@
 """Losses between two distributions over a large vocabulary, a few rows at a time.
 
 What a canvas learns from its AR self is elementwise work over rows of the vocabulary: autograd keeps an array of that
-size for each operation, and on a CPU to write and read these takes longer than the products that made the logits. Here
-a block of rows is gone through while it lies in the cache, and again for the gradient, which is known in closed form.
+size for each operation. Here a block of rows is gone through while it lies in the cache, and again for the gradient,
+which is known in closed form; nothing of that size is kept but the logits and the teacher.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Against(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         found = [
             _losses(logits[rows].float(), log_p[teacher[rows]], target[rows]) for rows in _blocks(logits)
-        ] or [_losses(logits.float(), log_p[teacher], target)]
+        ]
         ce, kl, tv, same = (torch.cat(parts) for parts in zip(*found, strict=True))
         ctx.mark_non_differentiable(same)
         return ce, kl, tv, same
@@ -63,8 +63,10 @@ class _Against(torch.autograd.Function):
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
-    each = ROWS if logits.device.type == "cpu" else max(len(logits), 1)
-    return (slice(first, first + each) for first in range(0, len(logits), each))
+    """At least one, if only of no rows."""
+    rows = max(len(logits), 1)
+    each = ROWS if logits.device.type == "cpu" else rows
+    return (slice(first, first + each) for first in range(0, rows, each))
 
 
 def _losses(own: Tensor, log_p: Tensor, target: Tensor) -> tuple[Tensor, ...]:
